@@ -1,0 +1,1 @@
+"""What a sweep found, for people: certified-accuracy curves, tables and plots."""
