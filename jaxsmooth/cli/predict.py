@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jaxsmooth import devices, validation
+from jaxsmooth import devices, files, validation
 from jaxsmooth.cli.progress import SweepProgress, duration
 
 
@@ -103,9 +103,7 @@ def run(options: Predict) -> None:
     if options.out is None:
         print(text, end="", flush=True)
     else:
-        from jaxsmooth.sweep.records import write_atomically
-
-        write_atomically(options.out, text)
+        files.write_atomically(options.out, text)
     abstained = sum(answer == certification.ABSTAIN for answer in answers.values())
     print(
         f"predicted {len(answers)} examples in {duration(progress.usage.wall_seconds)}: {progress.correct} correct, "

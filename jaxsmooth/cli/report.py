@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from etils import epath
 
-from jaxsmooth import validation
+from jaxsmooth import files, validation
 from jaxsmooth.report import curves, plots, tables
 from jaxsmooth.report.outcomes import Outcomes, differences
 from jaxsmooth.sweep import cohen, records
@@ -67,7 +67,7 @@ def run(config: Report) -> None:
     if config.out is None:
         print(text, end="", flush=True)
     else:
-        records.write_atomically(config.out, text)
+        files.write_atomically(config.out, text)
     for note in _notes(sources, config):
         print(f"note: {note}", file=sys.stderr)
     print(_closing_line(sources, config), file=sys.stderr)

@@ -10,14 +10,14 @@ All paths go through ``etils.epath``: a bucket works wherever its file system is
 
 import dataclasses
 import json
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from jaxsmooth import files
 from jaxsmooth.validation import InputError
 
 FORMAT = "jaxsmooth-results"
@@ -149,28 +149,10 @@ def decode(line: str) -> Row:
     return row
 
 
-def write_atomically(path: epath.PathLike, text: str) -> None:
-    """Puts a complete file in place, or none: written under another name, flushed, then renamed."""
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            if hasattr(file, "fileno"):
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"could not write {path}: {error.strerror or error}; what was there before is intact"
-        ) from None
-
-
 def write_part(folder: epath.PathLike, name: str, rows: Iterable[Row]) -> None:
     """Adds one complete part of rows to a results folder."""
     text = "".join(encode(row) + "\n" for row in rows)
-    write_atomically(epath.Path(folder) / PARTS / f"{name}.jsonl", text)
+    files.write_atomically(epath.Path(folder) / PARTS / f"{name}.jsonl", text)
 
 
 def create(folder: epath.PathLike, manifest: Manifest) -> None:
@@ -182,7 +164,7 @@ def create(folder: epath.PathLike, manifest: Manifest) -> None:
     """
     folder = epath.Path(folder)
     if (folder / MANIFEST).exists():
-        check_same(folder, read_manifest(folder).determines, manifest.determines)
+        files.check_same(folder, read_manifest(folder).determines, manifest.determines)
         return
     # Another process of the same job may be making the folder at this moment.
     if folder.exists() and (not folder.is_dir() or any(_is_foreign(path.name) for path in folder.iterdir())):
@@ -194,30 +176,7 @@ def create(folder: epath.PathLike, manifest: Manifest) -> None:
     except OSError as error:
         raise InputError(f"could not make the folder {folder}: {error.strerror or error}") from None
     text = json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}, indent=2)
-    write_atomically(folder / MANIFEST, text + "\n")
-
-
-def check_same(
-    folder: epath.PathLike, existing: dict[str, Any], wanted: dict[str, Any], other: str | None = None
-) -> None:
-    """Refuses to go on with, or to merge, folders that depend on other things, listing the differences.
-
-    Args:
-        folder: whose settings are ``existing``.
-        existing: nested settings.
-        wanted: those of this run, or of the folder ``other``.
-        other: name of the second folder when merging.
-    """
-    old, new = dict(_flat(existing)), dict(_flat(wanted))
-    differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    if not differing:
-        return
-    listing = "; ".join(
-        f"{key}: {old.get(key)} there, {new.get(key)} {f'in {other}' if other else 'now'}"
-        for key in differing
-    )
-    remedy = "they cannot be merged" if other else "choose another folder for this one"
-    raise InputError(f"{folder} holds results of another run ({listing}); {remedy}")
+    files.write_atomically(folder / MANIFEST, text + "\n")
 
 
 def read_manifest(folder: epath.PathLike) -> Manifest:
@@ -318,7 +277,9 @@ def merge(folders: Sequence[epath.PathLike], out: epath.PathLike) -> int:
     all_results = [read_results(folder) for folder in folders]
     first = all_results[0]
     for folder, results in zip(folders[1:], all_results[1:], strict=True):
-        check_same(folders[0], first.manifest.determines, results.manifest.determines, other=str(folder))
+        files.check_same(
+            folders[0], first.manifest.determines, results.manifest.determines, other=str(folder)
+        )
     target = epath.Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"out must be a new or an empty folder, got {out}, which holds something")
@@ -359,14 +320,6 @@ def _read_part(folder: epath.Path, name: str) -> tuple[list[Row], list[str]]:
         except InputError as error:
             damaged.append(f"{path} line {number} is damaged: {error}")
     return good, damaged
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _whole(value: Any) -> int:

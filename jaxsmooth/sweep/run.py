@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxsmooth import certification, confidence, validation
+from jaxsmooth import certification, confidence, files, validation
 from jaxsmooth.noise import Gaussian
 from jaxsmooth.sampling import ApplyFn
 from jaxsmooth.sweep import records
@@ -346,7 +346,7 @@ class _Writer:
         path = self._folder / records.PARTIAL / f"{self._name}.json"
         if examples or path.exists():
             path.parent.mkdir(exist_ok=True)
-            records.write_atomically(path, json.dumps({"version": records.VERSION, "examples": examples}))
+            files.write_atomically(path, json.dumps({"version": records.VERSION, "examples": examples}))
         self._last = time.monotonic()
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from jaxsmooth import files
 from jaxsmooth.models import registry
 from jaxsmooth.validation import InputError
 
@@ -57,8 +58,6 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
         model: all variables of the network.
         optimizer: state of the optimizer, any pytree of arrays.
     """
-    from jaxsmooth.sweep.records import write_atomically
-
     folder = _absolute(folder)
     (folder / STEPS).mkdir(parents=True, exist_ok=True)
     target = folder / STEPS / f"{description.step:08d}"
@@ -78,7 +77,7 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
         files=_file_hashes(target),
     )
     text = json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(description)}, indent=2)
-    write_atomically(folder / DESCRIPTION, text + "\n")
+    files.write_atomically(folder / DESCRIPTION, text + "\n")
     for old in sorted((folder / STEPS).iterdir()):
         if old.name != target.name:
             old.rmtree()

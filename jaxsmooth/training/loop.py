@@ -12,7 +12,7 @@ import optax
 from etils import epath
 from flax import nnx
 
-from jaxsmooth import validation
+from jaxsmooth import files, validation
 from jaxsmooth.data.dataset import Dataset
 from jaxsmooth.models import registry
 from jaxsmooth.noise import Gaussian
@@ -183,8 +183,6 @@ def _make_step(graphdef: Any, optimizer: optax.GradientTransformation, noise: Ga
 
 
 def _check_same(out: epath.Path, existing: checkpoints.Description, wanted: checkpoints.Description) -> None:
-    from jaxsmooth.sweep.records import check_same
-
     def determining(description: checkpoints.Description) -> dict[str, Any]:
         values = json.loads(json.dumps(dataclasses.asdict(description)))
         return {
@@ -193,7 +191,7 @@ def _check_same(out: epath.Path, existing: checkpoints.Description, wanted: chec
             "training": {k: v for k, v in values["training"].items() if k != "checkpoint_every"},
         }
 
-    check_same(out, determining(existing), determining(wanted))
+    files.check_same(out, determining(existing), determining(wanted))
 
 
 def _append_metrics(out: epath.Path, metrics: Metrics) -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxsmooth import InputError
+from jaxsmooth import InputError, files
 from jaxsmooth.sweep import records
 
 DETERMINES = {
@@ -111,7 +111,7 @@ def test_a_write_that_fails_leaves_what_was_there(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         records.write_part(folder, "a-000000", [row(9)])
     assert [r.index for r in records.read_results(folder).rows] == [0, 2, 4]
