@@ -1,0 +1,58 @@
+"""Files and folders that a reader may trust: written whole or not at all, gone on with only when they match."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxsmooth.validation import InputError
+
+
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Puts a complete file in place, or none: written under another name, flushed, then renamed."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            if hasattr(file, "fileno"):
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"could not write {path}: {error.strerror or error}; what was there before is intact"
+        ) from None
+
+
+def check_same(
+    folder: epath.PathLike, existing: dict[str, Any], wanted: dict[str, Any], other: str | None = None
+) -> None:
+    """Refuses to go on with, or to merge, folders that depend on other things, listing the differences.
+
+    Args:
+        folder: whose settings are ``existing``.
+        existing: nested settings.
+        wanted: those of this run, or of the folder ``other``.
+        other: name of the second folder when merging.
+    """
+    old, new = dict(_flat(existing)), dict(_flat(wanted))
+    differing = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if not differing:
+        return
+    listing = "; ".join(
+        f"{key}: {old.get(key)} there, {new.get(key)} {f'in {other}' if other else 'now'}"
+        for key in differing
+    )
+    remedy = "they cannot be merged" if other else "choose another folder for this one"
+    raise InputError(f"{folder} holds results of another run ({listing}); {remedy}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
