@@ -63,7 +63,7 @@ def test_automatic_batch_sizes_shrink_with_the_memory_of_a_row():
     mesh = devices.noise_mesh(2)
     small = devices.auto_batch_size(mesh, wide, np.ones((6, 10), np.float32), (6,))
     large = devices.auto_batch_size(mesh, wide, np.ones((6, 4_000_000), np.float32), (6,))
-    assert small == 2 * 512
+    assert small == 2 * 64
     assert 2 <= large < small
     assert large & (large - 1) == 0  # a power of two, per device and thus for two
 

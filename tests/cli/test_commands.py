@@ -131,7 +131,10 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
         (["certify", "--num-samples", "0"], "num_samples must be at least 1, got 0"),
         (["certify", "--selection-samples", "0"], "selection_samples must be at least 1, got 0"),
         (["certify", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["certify", "--bound", "best"], "bound must be one of 'two-sided', 'one-sided', got 'best'"),
+        (
+            ["certify", "--bound", "best"],
+            "bound must be one of 'two-sided', 'one-sided', 'selection-free', got 'best'",
+        ),
         (["certify", "--data", "mnist9"], "data must be one of 'digits', got 'mnist9'"),
         (["certify", "--split", "val"], "split must be one of"),
         (["certify", "--indices", "500"], "indices must lie in 0..499"),
