@@ -253,7 +253,7 @@ def certificate_from_counts(
             "counts and selection_counts must have one shape [..., num_classes], "
             f"got {counts.shape} and {selection_counts.shape}"
         )
-    alpha_a, alpha_b = _levels(alpha, bound)
+    alpha_a, alpha_b = split_level(alpha, bound)
     table_a = confidence.bound_table(num_samples, alpha_a)
     votes = counts if bound == "selection-free" else selection_counts
     selected, count_a, count_b = _leading_counts(np, votes, counts, num_samples)
@@ -326,7 +326,7 @@ class _Tables(NamedTuple):
 
 def _rounded_tables(num_samples: int, alpha: float, bound: str) -> _Tables:
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    alpha_a, alpha_b = _levels(alpha, bound)
+    alpha_a, alpha_b = split_level(alpha, bound)
     table_a = confidence.bound_table(num_samples, alpha_a)
     one_minus_p_a = _round_up(np.nextafter(1.0 - table_a.p_lower, 2.0), dtype)
     quantile_b, p_b_upper = None, np.ones(num_samples + 1, dtype)
@@ -343,7 +343,7 @@ def _rounded_tables(num_samples: int, alpha: float, bound: str) -> _Tables:
     )
 
 
-def _levels(alpha: float, bound: str) -> tuple[float, float | None]:
+def split_level(alpha: float, bound: str) -> tuple[float, float | None]:
     """Levels of the bounds on p_A and p_B; they add up to alpha exactly."""
     if bound == "one-sided":
         return alpha, None

@@ -299,8 +299,41 @@ class OnlyCorrect:
 
 
 @dataclasses.dataclass(frozen=True)
+class FixedPredictions:
+    """PREDICT with a fixed number of samples; for ``jaxsmooth predict``, which writes no rows.
+
+    Attributes:
+        num_samples: that are drawn.
+        alpha: level of the answer.
+    """
+
+    num_samples: int
+    alpha: float
+
+    @property
+    def marks(self) -> tuple[int]:
+        """The end."""
+        return (self.num_samples,)
+
+    def horizon(self, stream: Stream) -> int:
+        """All samples."""
+        return self.num_samples
+
+    def finished(self, stream: Stream) -> bool:
+        """When all samples are in."""
+        return stream.received >= self.num_samples
+
+    def answer(self, stream: Stream) -> int | None:
+        """Class or ABSTAIN."""
+        found = certification.prediction_from_counts(
+            stream.counts[0], num_samples=self.num_samples, alpha=self.alpha
+        )
+        return int(found.prediction)
+
+
+@dataclasses.dataclass(frozen=True)
 class EarlyPredictions:
-    """PREDICT that stops as soon as it is certain enough; for ``jaxsmooth predict``, which writes no rows.
+    """PREDICT that stops as soon as it is certain enough.
 
     Attributes:
         num_samples: the most that are drawn.
