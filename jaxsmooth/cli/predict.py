@@ -80,7 +80,6 @@ def run(options: Predict) -> None:
     written = f"; lines in {options.out}" if options.out else ""
     print(
         f"predicted {len(answers)} examples in {duration(progress.usage.wall_seconds)}: {progress.correct} correct, "
-        f"{abstained} abstained; {progress.usage.samples:,} samples"
-        + (f"; lines in {options.out}" if options.out else ""),
+        f"{abstained} abstained; {progress.usage.samples:,} samples{written}",
         file=sys.stderr,
     )
