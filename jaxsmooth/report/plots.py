@@ -85,10 +85,12 @@ def draw_curves(sources: Sequence[Outcomes], *, title: str, confidence: float) -
     axes.set_xlabel(f"radius r{_norm(sources)}", fontsize=11)
     axes.set_ylabel("certified accuracy at r", fontsize=11)
     axes.set_title(title, loc="left", pad=22, fontsize=14, fontweight="bold")
+    tested = [source.tested_radii is not None for source in sources]
+    shown = "bars" if all(tested) else "shaded, bars" if any(tested) else "shaded"
     axes.text(
         0.0,
         1.025,
-        f"shaded: {tables.plain(100 * confidence)}% confidence band over the examples, at all radii at once",
+        f"{shown}: {tables.plain(100 * confidence)}% confidence band over the examples, at all radii at once",
         transform=axes.transAxes,
         fontsize=9,
         color="0.35",
