@@ -222,9 +222,9 @@ def run_worker(program: str, request: Mapping[str, Any], **environment: str) -> 
 
 
 def show(figure: Mapping[str, Any], digits: int = 0, scale: float = 1.0) -> str:
-    """A spread as ``median (min-max)``."""
+    """A spread as ``median (min..max)``."""
     median, low, high = (f"{scale * figure[name]:,.{digits}f}" for name in ("median", "min", "max"))
-    return f"{median} ({low}-{high})"
+    return f"{median} ({low}..{high})"
 
 
 class Report:
@@ -244,7 +244,7 @@ class Report:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": 0.0,
             "smoke": options.smoke,
-            "options": {name: value for name, value in vars(options).items() if name != "json"},
+            "options": vars(options),
             "machine": dict(machine),
             "notes": [],
             "results": [],
@@ -261,13 +261,19 @@ class Report:
         """Says something that the figures need."""
         self._content["notes"].append(text)
         print(text, flush=True)
+        self.write()
 
     def add(self, result: Mapping[str, Any], cells: Sequence[object]) -> None:
         """Adds all figures of a measurement, and its row of the table."""
-        line = "| " + " | ".join(map(str, cells)) + " |"
+        self.add_rows(result, [cells])
+
+    def add_rows(self, result: Mapping[str, Any], rows: Sequence[Sequence[object]]) -> None:
+        """The same with several rows."""
         self._content["results"].append(dict(result))
-        self._content["tables"][-1]["lines"].append(line)
-        print(line, flush=True)
+        for cells in rows:
+            line = "| " + " | ".join(map(str, cells)) + " |"
+            self._content["tables"][-1]["lines"].append(line)
+            print(line, flush=True)
         self.write()
 
     def write(self) -> None:

@@ -111,7 +111,7 @@ def row(result: dict[str, Any]) -> list[str]:
         f"{result['network']}, {result['dtype']}, {result['batch_size']}",
         common.show(rates[LIMIT], digits=1 if rates[LIMIT]["median"] < 100 else 0),
         *(f"{ratios[label]['median']:.3f}" for label in rates if label != LIMIT),
-        f"{ratios['engine']['min']:.3f}-{ratios['engine']['max']:.3f}",
+        f"{ratios['engine']['min']:.3f}..{ratios['engine']['max']:.3f}",
         "unknown" if flops is None else f"{flops / 1e12:.3f}",
         "unknown" if share is None else f"{100 * share:.0f}%",
         "unknown" if temporary is None else f"{temporary / 2**20:,.1f}",
@@ -134,7 +134,7 @@ def main() -> None:
     report = common.Report(options, common.machine())
     mesh = devices.noise_mesh()
     report.table(
-        "Samples per second on all devices together, median (min-max), and ratios to the bare loop",
+        "Samples per second on all devices together, median (min..max), and ratios to the bare loop",
         [
             "network, dtype, batch",
             LIMIT,
@@ -143,7 +143,7 @@ def main() -> None:
             "+ counts",
             "sample_counts",
             "engine",
-            "engine, min-max",
+            "engine, min..max",
             "TFLOP/s of the bare loop",
             "of the peak",
             "MiB per device",
