@@ -28,17 +28,17 @@ def flops_per_sample(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
     graphdef, state = nnx.split(registry.evaluation_view(model))
     inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, inputs)
-    return sum(_flops(equation) for equation in _equations(traced.jaxpr))
+    return sum(_flops(equation) for equation in equations(traced.jaxpr))
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a program, those of inner programs (jit, custom derivatives) included."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+                yield from equations(inner)
 
 
 def _flops(equation: Any) -> int:

@@ -74,7 +74,7 @@ SLOW = pytest.mark.slow
 FORMATS = [
     # name, classes, content, normalization option, what the network subtracts and divides by, arch
     pytest.param("cifar-resnet20", 10, "cohen", "cifar10", CIFAR10, "cifar_resnet20", id="cohen-cifar"),
-    pytest.param("cifar-resnet20", 10, "macer", None, NONE, None, id="macer"),
+    pytest.param("cifar-resnet110", 10, "macer", None, NONE, None, marks=SLOW, id="macer"),
     pytest.param("lenet", 10, "macer", None, NONE, None, id="macer-mnist"),
     pytest.param("lenet", 10, "cohen", "none", NONE, "lenet", id="jeong-mnist"),
     pytest.param(
