@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -310,26 +311,57 @@ def test_without_pytorch(capsys, tmp_path, good, monkeypatch):
     assert "needs PyTorch: pip install 'jaxsmooth[torch]'" in refused(capsys, tmp_path, file)
 
 
-def test_other_commands_take_the_folder(capsys, tmp_path, monkeypatch):
-    """LeNet, for speed: import, then certify."""
+@pytest.fixture
+def mnist(monkeypatch):
+    """Sixteen images, whose labels are what the network of :func:`lenet` says about them."""
     from jaxsmooth.data import registry as data_registry
     from jaxsmooth.data.dataset import Dataset
 
-    images = np.random.default_rng(0).uniform(size=(2, 28, 28, 1)).astype(np.float32)
-    dataset = Dataset("mnist", "test", images, np.zeros(2, np.int32), tuple("0123456789"), (0.0,), (1.0,))
+    images = np.random.default_rng(0).normal(size=(16, 28, 28, 1)).astype(np.float32)
+    with torch.no_grad():
+        labels = (
+            torch_networks.make("lenet")(torch.from_numpy(images.transpose(0, 3, 1, 2))).argmax(1).numpy()
+        )
+    dataset = Dataset("mnist", "test", images, labels, tuple("0123456789"), (0.0,), (1.0,))
     monkeypatch.setattr(data_registry, "load", lambda name, split: dataset)
-    file = save(tmp_path / "c", macer(torch_networks.make("lenet")))
-    assert call(capsys, file, *options(tmp_path / "out", "mnist", None))[0] == 0
+    return dataset
+
+
+@pytest.fixture
+def lenet(tmp_path):
+    return save(tmp_path / "c", macer(torch_networks.make("lenet")))
+
+
+def test_other_commands_take_the_folder(capsys, tmp_path, mnist, lenet):
+    """LeNet, for speed: import, then certify."""
+    assert call(capsys, lenet, *options(tmp_path / "out", "mnist", None))[0] == 0
     main(
         [
-            "certify",
-            "--checkpoint",
-            str(tmp_path / "out"),
-            "--out",
-            str(tmp_path / "results"),
-            "--num-samples",
-            "200",
+            *("certify", "--checkpoint", str(tmp_path / "out"), "--out", str(tmp_path / "results")),
+            *("--num-samples", "200", "--max", "2"),
         ]
     )
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     assert "lenet" in json.dumps(manifest)
+
+
+def test_check_measures_the_accuracy_and_warns_at_chance(capsys, tmp_path, mnist, lenet):
+    arguments = ("--sigma", 1e-4, "--data", "mnist", "--check", 16)
+    code, out, err = call(capsys, lenet, "--out", tmp_path / "right", *arguments)
+    assert (code, err) == (0, "")
+    assert "16 of 16 noised test images are classified correctly" in out
+    mnist.labels[:] = (mnist.labels + 1) % 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, err = call(capsys, lenet, "--out", tmp_path / "wrong", *arguments)
+    assert code == 0
+    assert "0 of 16 noised test images are classified correctly, which is chance" in err
+
+
+def test_check_with_data_that_do_not_fit(capsys, tmp_path, good, mnist):
+    file = save(tmp_path / "c", good)
+    err = refused(capsys, tmp_path, file, *options(tmp_path / "out"), "--check", 3)
+    assert "data must fit the network cifar-resnet20" in err
+    assert "check must be at least 1, got -1" in refused(
+        capsys, tmp_path, file, *options(tmp_path / "out"), "--check", -1
+    )
