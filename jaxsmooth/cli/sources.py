@@ -155,17 +155,17 @@ def load_user_model(place: str, inference_dtype: str = "float32") -> Classifier:
 
 
 def _check_user_model(classifier: Classifier, dataset: Dataset) -> None:
-    """Refuses a model that does not fit the data, or whose rows depend on each other or on the call.
+    """Refuses a model that does not fit the data, or whose rows depend on each other or on their place.
 
     A network left in training mode would pass everything else, and its certificates would be worthless.
     """
-    rows = np.resize(dataset.images[:2], (4, *dataset.shape)).astype(np.float32)
+    rows = np.resize(np.asarray(dataset.images[0], np.float32), (4, *dataset.shape))
     try:
         num_classes = sampling.check_num_classes(
             classifier.apply_fn, classifier.params, dataset.shape, len(rows)
         )
         apply_fn = jax.jit(classifier.apply_fn)
-        first, again = (apply_fn(classifier.params, jnp.asarray(rows)) for _ in range(2))
+        first = apply_fn(classifier.params, jnp.asarray(rows))
         others = apply_fn(classifier.params, jnp.asarray(rows).at[1:].set(1.0 - 3.0 * rows[1:]))
     except InputError:
         raise
@@ -179,16 +179,14 @@ def _check_user_model(classifier: Classifier, dataset: Dataset) -> None:
             f"model {classifier.name} must return logits for the {dataset.num_classes} classes of {dataset.name}, "
             f"got {num_classes}"
         )
-    scale = float(jnp.max(jnp.abs(first[0])))
-    if not jnp.array_equal(first, again, equal_nan=True):
+    # Rounding may differ a little; dropout and batch statistics make a large difference.
+    tolerance = 1e-2 * float(jnp.max(jnp.abs(first)))
+    same_everywhere = jnp.allclose(first, first[0], rtol=0.0, atol=tolerance, equal_nan=True)
+    if not (same_everywhere and jnp.allclose(others[0], first[0], rtol=0.0, atol=tolerance, equal_nan=True)):
         raise InputError(
-            f"model {classifier.name} must be deterministic, got other logits for the same inputs"
-        )
-    # Rounding may differ a little with what else is in the batch; batch statistics differ a lot.
-    if not jnp.allclose(first[0], others[0], rtol=0.0, atol=1e-2 * scale, equal_nan=True):
-        raise InputError(
-            f"model {classifier.name} must treat each row on its own, got logits that change with the other rows of "
-            "the batch; is it in evaluation mode?"
+            f"model {classifier.name} must treat each row on its own, got logits that change with "
+            + ("the other rows" if same_everywhere else "the row's place in the batch")
+            + "; is it in evaluation mode?"
         )
 
 

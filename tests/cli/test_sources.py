@@ -139,7 +139,21 @@ def test_a_change_of_the_weights_changes_the_fingerprint(module):
         (
             "def make(): return (lambda p, x: x.reshape(len(x), -1)[:, :10] - x.mean()), ()",
             "make",
-            "must treat each row on its own",
+            "must treat each row on its own, got logits that change with the other rows",
+        ),
+        (
+            """
+            import jax
+
+            def apply_fn(weights, x):  # dropout left on, with a fixed key
+                x = x.reshape(len(x), -1)
+                return jax.random.bernoulli(jax.random.key(0), 0.5, x.shape) * x @ weights
+
+            def make():
+                return apply_fn, jax.numpy.ones((64, 10))
+            """,
+            "make",
+            "must treat each row on its own, got logits that change with the row's place in the batch",
         ),
     ],
 )
