@@ -118,14 +118,18 @@ def convert(content: Any, normalization: str | None = None) -> Imported:
         mean, sd = (
             values * channels if len(values) == 1 else values for values in NORMALIZATIONS[normalization]
         )
-    if len(mean) != channels:
+    if not len(mean) == len(sd) == channels:
         raise InputError(
             f"normalization must have the {channels} channel(s) of {name}, got {normalization!r} with {len(mean)}"
         )
+    if not (np.isfinite(mean).all() and np.isfinite(sd).all() and min(sd) > 0.0):
+        raise InputError(f"normalization must be finite, got mean {mean} and standard deviation {sd}")
     last = {"cifar-densenet40": "classifier.weight", "lenet": "fc2.weight"}.get(name, "fc.weight")
     if last not in found:
         raise InputError(f"checkpoint must have exactly the keys of {name}, got missing {prefix}{last}")
-    if name == "lenet":
+    if found[last].ndim != 2:
+        raise _wrong_shape(name, prefix + last, found[last])
+    if name == "lenet" and "fc1.weight" in found:
         found["fc1.weight"] = _flattened_channels_last(found["fc1.weight"])
     spec = registry.ModelSpec(name, len(found[last]), network.input_shape, mean, sd)
     model = registry.abstract(spec)
@@ -151,7 +155,7 @@ def _weights_of(content: Any) -> tuple[dict[str, np.ndarray], str | None, int | 
     return (
         {str(key): value for key, value in state.items()},
         arch if isinstance(arch, str) else None,
-        epoch if isinstance(epoch, int) else None,
+        epoch if isinstance(epoch, int) and epoch >= 0 else None,
         place == "net",
     )
 
@@ -274,9 +278,7 @@ def _fill(
                 continue
             array = _to_jax_layout(found[key], variable.shape)
             if array is None:
-                raise InputError(
-                    f"checkpoint must have weights of {name}, got {prefix}{key} of shape {list(found[key].shape)}"
-                )
+                raise _wrong_shape(name, prefix + key, found[key])
             if not np.all(np.isfinite(array)):
                 raise InputError(f"checkpoint must have finite weights, got NaN or infinity in {prefix}{key}")
             variable.set_value(jnp.asarray(array))
@@ -317,6 +319,10 @@ def _to_jax_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
     elif array.ndim == 2:
         array = array.T
     return array if array.shape == shape else None
+
+
+def _wrong_shape(name: str, key: str, array: np.ndarray) -> InputError:
+    return InputError(f"checkpoint must have weights of {name}, got {key} of shape {list(array.shape)}")
 
 
 def _flattened_channels_last(weight: np.ndarray) -> np.ndarray:

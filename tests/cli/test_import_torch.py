@@ -1,6 +1,7 @@
 """``jaxsmooth import-torch``: logits equal to PyTorch's for every published format, one line for every bad file."""
 
 import json
+import re
 import sys
 import warnings
 
@@ -8,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsmooth import InputError
 from jaxsmooth.cli.main import main
-from jaxsmooth.models import registry
+from jaxsmooth.models import registry, torch_import
 from jaxsmooth.training import checkpoints
 
 torch = pytest.importorskip("torch")
@@ -262,6 +264,25 @@ def changed(content, change):
 )
 def test_keys_and_shapes_that_do_not_fit(capsys, tmp_path, good, change, message):
     assert message in refused(capsys, tmp_path, save(tmp_path / "c", changed(good, change)))
+
+
+@pytest.mark.parametrize("replacement", [None, np.float32(1.0), np.zeros(0), np.zeros((2, 2, 2, 2, 2))])
+def test_every_damaged_key_is_refused_by_name(replacement):
+    state = {key: value.numpy() for key, value in torch_networks.make("lenet").state_dict().items()}
+    for key in state:
+        damaged = {**state, key: np.asarray(replacement)}
+        if replacement is None:
+            del damaged[key]
+        with pytest.raises(InputError, match=re.escape(key)):
+            torch_import.convert({"net": damaged})
+
+
+def test_normalisation_in_the_file_is_checked():
+    state = {key: value.numpy() for key, value in torch_networks.make("lenet").state_dict().items()}
+    with pytest.raises(InputError, match=r"normalization must have the 1 channel.*got 'in the file' with 3"):
+        torch_import.convert({**state, "norm.mu": np.zeros(3), "norm.log_sig": np.zeros(3)})
+    with pytest.raises(InputError, match="normalization must be finite"):
+        torch_import.convert({**state, "norm.mu": np.zeros(1), "norm.log_sig": np.full(1, -np.inf)})
 
 
 @pytest.mark.parametrize(
