@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxsmooth import validation
-from jaxsmooth.data import digits
+from jaxsmooth.data import digits, folders
 from jaxsmooth.data.dataset import Dataset
 
 _DATASETS: dict[str, Callable[[str], Dataset]] = {
@@ -12,7 +12,7 @@ _DATASETS: dict[str, Callable[[str], Dataset]] = {
 
 
 def names() -> list[str]:
-    """Names of the data sets that :func:`load` knows."""
+    """Names of the data sets that :func:`load` knows, apart from ``folder:PATH``."""
     return sorted(_DATASETS)
 
 
@@ -20,11 +20,13 @@ def load(name: str, split: str) -> Dataset:
     """Loads one split of a data set.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`, or ``folder:PATH`` for a folder of images (:mod:`jaxsmooth.data.folders`).
         split: "train" or "test".
 
     Raises:
         InputError: for an unknown name or split.
     """
-    validation.check_choice("data", name, names())
+    if name.startswith(folders.PREFIX):
+        return folders.load(name, split)
+    validation.check_choice("data", name, [*names(), "folder:PATH"])
     return _DATASETS[name](split)

@@ -33,7 +33,9 @@ class Description:
         data: name of the data set that it was trained on.
         sigma: standard deviation of the noise in training.
         training: all training options.
+        data_fingerprint: of the training split.
         step: newest step on disk.
+        sums: of the metrics over the steps of the epoch that it lies in, when it is not the end of one.
         fingerprint: of the weights at that step.
         shapes: of the weights, by place.
         files: SHA-256 of the files of that step.
@@ -43,7 +45,9 @@ class Description:
     data: str
     sigma: float
     training: dict[str, Any]
+    data_fingerprint: str = ""
     step: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
