@@ -13,6 +13,7 @@ from jaxsmooth.validation import InputError
 # One file per command, with a dataclass of its options (named after it) and run(options).
 COMMANDS = {
     "demo": "train, certify and report on handwritten digits, in about two minutes",
+    "prepare": "download a data set of tensorflow-datasets, once",
     "train": "train a network with Gaussian noise",
     "certify": "certify the examples of a data set into a results folder",
     "predict": "predict with the smoothed classifier, or abstain",

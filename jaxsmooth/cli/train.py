@@ -31,8 +31,10 @@ class Train:
     out: Path
     """Checkpoint folder to write: new, empty, or one to resume."""
     data: str = "digits"
-    """Data set to train on: digits, or folder:PATH with a folder of images per class in PATH/train; for photographs
-    folder:PATH,resize=256,crop=224."""
+    """Data set to train on: digits; cifar10, cifar100, fashion-mnist, imagenet, mnist or svhn (see jaxsmooth prepare);
+    folder:PATH with a folder of images per class in PATH/train; for photographs folder:PATH,resize=256,crop=224."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets when not given."""
     model: str = "digits-cnn"
     """Network: digits-cnn."""
     sigma: float = 0.25
@@ -101,7 +103,7 @@ def run(options: Train) -> None:
         **{name: value for name, value in dataclasses.asdict(options).items() if name in fields}
     )
     settings.check()
-    dataset = data_registry.load(options.data, "train")
+    dataset = data_registry.load(options.data, "train", options.data_dir)
     spec = ModelSpec(options.model, dataset.num_classes, dataset.shape, dataset.mean, dataset.sd)
     started = time.monotonic()
     last = None
@@ -192,9 +194,8 @@ class TrainProgress:
         self._epoch = f"epoch {int(metrics['epoch'])}{smoothed}, "
         # Quick trainings would fill the screen: at most a line every five seconds.
         if not self._quiet and not self._stream.isatty() and time.monotonic() - self._last_line >= 5.0:
-            self._print(
-                f"epoch {int(metrics['epoch'])}: loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}{smoothed}"
-            )
+            means = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}"
+            self._print(f"epoch {int(metrics['epoch'])}: {means}{smoothed}")
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -27,8 +27,9 @@ def read(
         images: ``Dataset.images``.
         indices: int[batch_size], which images are in the batch.
         rows: which rows of the batch are wanted.
-        augmentation: "none"; "crop-flip", a crop of the same size after padding with 4 black pixels, and a flip (CIFAR);
-            "resized-crop-flip", a part of 8 to 100% of the area and a ratio of 3/4 to 4/3, resized, and a flip (ImageNet).
+        augmentation: "none"; "crop-flip" for CIFAR, a crop of the same size after padding with 4 black pixels, and a
+            flip; "resized-crop-flip" for ImageNet, a part of 8 to 100% of the area with a ratio of 3/4 to 4/3,
+            resized, and a flip.
         seed: of the batch.
 
     Returns:

@@ -106,8 +106,8 @@ class Dataset:
         return digest.hexdigest()
 
 
-def to_float(images: np.ndarray) -> np.ndarray:
-    """Bytes 0..255 as float32 in [0, 1]; float32 stays."""
+def to_float(images: Any) -> Any:
+    """Bytes 0..255 as float32 in [0, 1]; float32 stays. NumPy arrays and JAX arrays alike."""
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     return images

@@ -10,6 +10,11 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 # The values of the published smoothed classifiers (Cohen et al. 2019, architectures.py and datasets.py there).
 CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Over the pixels of the training images, as usually quoted.
+CIFAR100: Statistics = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+SVHN: Statistics = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+MNIST: Statistics = ((0.1307,), (0.3081,))
+FASHION_MNIST: Statistics = ((0.2860,), (0.3530,))
 
 _CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),

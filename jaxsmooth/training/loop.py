@@ -326,34 +326,32 @@ def smoothed_accuracy(
     rows = options.batch_size
     key = jax.random.fold_in(jax.random.key(options.seed), _KEY_OF_THE_CHECK)
     noise = Gaussian(options.sigma)
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
+    votes_fn = jax.jit(partial(_votes, graphdef, options.check_samples), out_shardings=everywhere)
     correct = 0
     for start in range(0, len(images), rows):
         batch = images[start : start + rows]
         padded = np.concatenate([batch, np.zeros((rows - len(batch), *images.shape[1:]), images.dtype)])
-        sharding = NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
-        padded = jax.make_array_from_callback(padded.shape, sharding, lambda index, a=padded: a[index])
-        votes = _votes(graphdef, state, jax.random.fold_in(key, start), padded, noise, options.check_samples)
+        sharded = jax.make_array_from_callback(padded.shape, split, padded.__getitem__)
+        votes = votes_fn(state, jax.random.fold_in(key, start), sharded, noise)
         correct += int(np.sum(np.asarray(votes)[: len(batch)] == labels[start : start + rows]))
     return correct / len(images)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "num_samples"))
 def _votes(
-    graphdef: Any, state: Any, key: jax.Array, images: jax.Array, noise: Gaussian, num_samples: int
+    graphdef: Any, num_samples: int, state: Any, key: jax.Array, images: jax.Array, noise: Gaussian
 ) -> jax.Array:
     """The class that most noised copies of each image fall into."""
 
-    def vote(sample: int, counts: jax.Array) -> jax.Array:
+    def vote(sample: jax.Array, counts: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(key, sample), images.shape[0])
         noised = images + jax.vmap(lambda key: noise.sample(key, images.shape[1:], jnp.float32))(keys)
         logits = nnx.merge(graphdef, state, copy=True)(noised)
         return counts + jax.nn.one_hot(jnp.argmax(logits, axis=-1), counts.shape[1], dtype=jnp.int32)
 
-    shape = jax.eval_shape(lambda: nnx.merge(graphdef, state, copy=True)(images)).shape
-    counts = jax.lax.fori_loop(0, num_samples, vote, jnp.zeros(shape, jnp.int32))
-    return jax.lax.with_sharding_constraint(
-        jnp.argmax(counts, axis=-1), NamedSharding(images.sharding.mesh, PartitionSpec())
-    )
+    num_classes = jax.eval_shape(lambda x: nnx.merge(graphdef, state, copy=True)(x), images).shape[1]
+    start = jnp.zeros((images.shape[0], num_classes), jnp.int32)
+    return jnp.argmax(jax.lax.fori_loop(0, num_samples, vote, start), axis=-1)
 
 
 def _split(dataset: Dataset, options: Options) -> tuple[Batches, tuple[np.ndarray, np.ndarray]]:
