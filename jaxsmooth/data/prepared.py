@@ -134,12 +134,13 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
             "preparing a data set must have TensorFlow, which reading it does not need: pip install 'jaxsmooth[tfds]'"
         ) from None
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     manual = target / "downloads" / "manual"
     try:
         builder = tfds.builder(SOURCES[name].tfds_name, data_dir=target, file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
-    except (OSError, AssertionError, tfds.download.DownloadError) as error:
+    except (OSError, AssertionError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"data {name} could not be prepared ({reason}); archives that are put into {manual} are used instead "
