@@ -68,6 +68,10 @@ class Batches:
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         batches = steps.to_iter_dataset(ahead)
         if num_workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # grain's processes read flags, which only programs of absl parse
+                flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
         return iter(batches)
 
