@@ -63,17 +63,21 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
         optimizer: state of the optimizer, any pytree of arrays.
     """
     folder = _absolute(folder)
-    (folder / STEPS).mkdir(parents=True, exist_ok=True)
+    writes = jax.process_index() == 0  # Orbax is called by all processes of a job, the rest is for one
+    if writes:
+        (folder / STEPS).mkdir(parents=True, exist_ok=True)
     target = folder / STEPS / f"{description.step:08d}"
     weights = nnx.to_pure_dict(model)
     try:
-        if target.exists():
+        if writes and target.exists():
             target.rmtree()
         ocp.save_checkpointables(target, {"model": weights, "optimizer": jax.tree.leaves(optimizer)})
     except OSError as error:
         raise InputError(
             f"could not write {target}: {error.strerror or error}; earlier steps are intact"
         ) from None
+    if not writes:
+        return
     description = dataclasses.replace(
         description,
         fingerprint=registry.fingerprint(weights),

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxsmooth import files, validation
@@ -206,10 +207,9 @@ def train(
         )
     if first_step >= num_steps:
         return nnx.merge(graphdef, params, rest)
-    step_fn = _make_step(graphdef, optimizer, Gaussian(options.sigma), options.compute_dtype)
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
-    key = jax.random.key(options.seed)
-    key, params, rest, opt_state = jax.device_put((key, params, rest, opt_state), everywhere)
+    step_fn = _make_step(graphdef, optimizer, options)
+    split = NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
+    params, rest, opt_state = _replicate((params, rest, opt_state), mesh)
     log = _MetricsLog(out, first_step)
     saved_at = time.monotonic()
     started: float | None = None
@@ -233,6 +233,9 @@ def train(
             nnx.merge_state(params, rest),
             opt_state,
         )
+        if jax.process_count() > 1:
+            # One process writes the description: the others must find it when they look.
+            multihost_utils.sync_global_devices("checkpoint")
         saved_at = time.monotonic()
 
     with Signals() as signals:
@@ -240,8 +243,7 @@ def train(
             batches.iterate(first_step, num_steps, options.num_workers), start=first_step
         ):
             images, labels = (jax.make_array_from_process_local_data(split, part) for part in batch)
-            step_key = jax.random.fold_in(key, step)
-            params, rest, opt_state, loss = step_fn(params, rest, opt_state, step_key, images, labels)
+            params, rest, opt_state, loss = step_fn(params, rest, opt_state, np.int32(step), images, labels)
             in_flight.append((step, loss))
             while len(in_flight) > _STEPS_IN_FLIGHT:
                 receive()
@@ -324,24 +326,23 @@ def smoothed_accuracy(
         nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     )
     rows = options.batch_size
-    key = jax.random.fold_in(jax.random.key(options.seed), _KEY_OF_THE_CHECK)
-    noise = Gaussian(options.sigma)
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
-    votes_fn = jax.jit(partial(_votes, graphdef, options.check_samples), out_shardings=everywhere)
+    votes_fn = jax.jit(partial(_votes, graphdef, options), out_shardings=everywhere)
     correct = 0
     for start in range(0, len(images), rows):
         batch = images[start : start + rows]
         padded = np.concatenate([batch, np.zeros((rows - len(batch), *images.shape[1:]), images.dtype)])
         sharded = jax.make_array_from_callback(padded.shape, split, padded.__getitem__)
-        votes = votes_fn(state, jax.random.fold_in(key, start), sharded, noise)
+        votes = votes_fn(state, np.int32(start), sharded)
         correct += int(np.sum(np.asarray(votes)[: len(batch)] == labels[start : start + rows]))
     return correct / len(images)
 
 
-def _votes(
-    graphdef: Any, num_samples: int, state: Any, key: jax.Array, images: jax.Array, noise: Gaussian
-) -> jax.Array:
+def _votes(graphdef: Any, options: Options, state: Any, start: jax.Array, images: jax.Array) -> jax.Array:
     """The class that most noised copies of each image fall into."""
+    noise = Gaussian(options.sigma)
+    key = jax.random.fold_in(jax.random.key(options.seed), _KEY_OF_THE_CHECK)
+    key = jax.random.fold_in(key, start)
 
     def vote(sample: jax.Array, counts: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(key, sample), images.shape[0])
@@ -350,8 +351,8 @@ def _votes(
         return counts + jax.nn.one_hot(jnp.argmax(logits, axis=-1), counts.shape[1], dtype=jnp.int32)
 
     num_classes = jax.eval_shape(lambda x: nnx.merge(graphdef, state, copy=True)(x), images).shape[1]
-    start = jnp.zeros((images.shape[0], num_classes), jnp.int32)
-    return jnp.argmax(jax.lax.fori_loop(0, num_samples, vote, start), axis=-1)
+    nothing = jnp.zeros((images.shape[0], num_classes), jnp.int32)
+    return jnp.argmax(jax.lax.fori_loop(0, options.check_samples, vote, nothing), axis=-1)
 
 
 def _split(dataset: Dataset, options: Options) -> tuple[Batches, tuple[np.ndarray, np.ndarray]]:
@@ -404,13 +405,28 @@ def _optimizer(options: Options, schedule: optax.Schedule) -> optax.GradientTran
     return optax.chain(optax.add_decayed_weights(options.weight_decay), optax.sgd(schedule, momentum=0.9))
 
 
+def _replicate(tree: Any, mesh: Mesh) -> Any:
+    """A copy of every array on every device, those of other hosts included: each host fills its own."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def replicate(leaf: jax.Array) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, everywhere, array.__getitem__)
+
+    return jax.tree.map(replicate, tree)
+
+
 def _make_step(
-    graphdef: Any, optimizer: optax.GradientTransformation, noise: Gaussian, compute_dtype: str
+    graphdef: Any, optimizer: optax.GradientTransformation, options: Options
 ) -> Callable[..., Any]:
+    noise, compute_dtype = Gaussian(options.sigma), options.compute_dtype
+
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(
-        params: Any, rest: Any, opt_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
+        params: Any, rest: Any, opt_state: Any, number: jax.Array, images: jax.Array, labels: jax.Array
     ) -> tuple[Any, Any, Any, objectives.Loss]:
+        key = jax.random.fold_in(jax.random.key(options.seed), number)
+
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[objectives.Loss, Any]]:
             computing = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
             # Copied, because variables made outside may not be changed inside of a gradient.
@@ -450,8 +466,6 @@ def _together(signal_number: int, old: bool) -> tuple[int, bool]:
     """The largest of what the hosts say, so that all of them stop and write at the same step."""
     if jax.process_count() == 1:
         return signal_number, old
-    from jax.experimental import multihost_utils
-
     said = multihost_utils.process_allgather(np.array([signal_number, old], np.int32))
     return int(said[:, 0].max()), bool(said[:, 1].max())
 

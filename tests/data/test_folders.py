@@ -100,7 +100,7 @@ def test_fingerprints_see_pixels_names_and_preprocessing(tmp_path):
     [((500, 375), (341, 256)), ((375, 500), (256, 341)), ((256, 300), (256, 300)), ((100, 100), (256, 256))],
 )
 def test_resize_and_crop_are_torchvisions(size, resized):
-    """Bilinear with the shorter side at 256 and the longer truncated, then rows and columns from round((side - 224) / 2)."""
+    """Bilinear, shorter side 256 and the longer truncated, then 224 rows and columns from round((side - 224) / 2)."""
     image = Image.fromarray(pixels(0, size[::-1]))
     found = np.asarray(folders.resize_and_crop(image, 256, 224))
     whole = np.asarray(image.resize(resized, Image.Resampling.BILINEAR))
@@ -160,10 +160,8 @@ def test_mixed_sizes_of_small_images_are_refused(tmp_path):
 )
 def test_every_image_becomes_rgb(tmp_path, mode, value, expected):
     make(tmp_path, per_class=1)
-    if mode == "I;16":
-        image = Image.fromarray(np.full((8, 8), value, np.uint16))
-    else:
-        image = Image.new(mode, (8, 8), value)
+    deep = mode == "I;16"
+    image = Image.fromarray(np.full((8, 8), value, np.uint16)) if deep else Image.new(mode, (8, 8), value)
     image.save(tmp_path / "train" / "cat" / ("0.tif" if mode == "CMYK" else "0.png"))
     if mode == "CMYK":
         (tmp_path / "train" / "cat" / "0.png").unlink()
