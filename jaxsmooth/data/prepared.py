@@ -23,6 +23,9 @@ from jaxsmooth.validation import InputError
 
 _DEFAULT_FOLDER = Path("~/tensorflow_datasets")
 
+# What reading damaged files has been seen to raise.
+_DAMAGE = (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError, SyntaxError)
+
 
 class Source(NamedTuple):
     """What is known of a data set.
@@ -88,7 +91,7 @@ def load(name: str, split: str, data_dir: Path | None = None) -> Dataset:
             f"data {name} in {folder} has a file format that only TensorFlow can read; prepare it elsewhere with "
             f"`{_command(name, Path('OTHER_FOLDER'))}`"
         ) from None
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of protobuf, of file systems, ...: the files are all that it depends on
         raise _damaged(name, folder, error) from None
     class_names = tuple(features["label"].names)
     if source.crop is None:
@@ -97,7 +100,10 @@ def load(name: str, split: str, data_dir: Path | None = None) -> Dataset:
     order, labels, digest = _order(name, folder, split, source, records)
 
     def original(index: int) -> np.ndarray:
-        return np.asarray(_decode(records[int(order[index])]["image"]))
+        try:
+            return np.asarray(to_rgb(Image.open(io.BytesIO(_example(records, int(order[index]))["image"]))))
+        except _DAMAGE as error:
+            raise _damaged(name, folder, error) from None
 
     def read(index: int) -> np.ndarray:
         return np.asarray(resize_and_crop(Image.fromarray(original(index)), source.resize, source.crop))
@@ -169,14 +175,14 @@ def _all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All images as bytes, and their labels, in the original order."""
     try:
-        examples = [records[index] for index in range(len(records))]
+        examples = [_example(records, index) for index in range(len(records))]
         if source.order_by:
             examples.sort(key=lambda example: example[source.order_by])
         # Greyscale keeps its single channel: MNIST's networks take one.
         decoded = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
         raw = np.stack([image[..., None] if image.ndim == 2 else image for image in decoded])
         return raw, np.array([example["label"] for example in examples], np.int32)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise _damaged(name, folder, error) from None
 
 
@@ -197,9 +203,9 @@ def _order(
     try:
         rows = []
         for index in range(len(records)):
-            example = records[index]
+            example = _example(records, index)
             rows.append((int(example["label"]), example[source.order_by], index, len(example["image"])))
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise _damaged(name, folder, error) from None
     rows.sort()
     order = np.array([row[2] for row in rows], np.int64)
@@ -221,8 +227,12 @@ def _try_to_write(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _decode(content: bytes) -> Image.Image:
-    return to_rgb(Image.open(io.BytesIO(content)))
+def _example(records: Sequence[dict[str, Any]], index: int) -> dict[str, Any]:
+    """One example; half a file gives examples of nothing without complaint."""
+    example = records[index]
+    if any(value is None for value in example.values()):
+        raise ValueError(f"example {index} is empty")
+    return example
 
 
 def _damaged(name: str, folder: Path, error: Exception) -> InputError:

@@ -123,7 +123,7 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["dance"], "command must be one of demo, train"),
+        (["dance"], "command must be one of demo, prepare, train"),
         (["certify", "--alpha", "1.5"], "alpha must lie in (0, 1), got 1.5"),
         (["certify", "--alpha", "x"], "--alpha"),
         (["certify", "--sigma", "-1"], "sigma must be positive and finite, got -1.0"),
@@ -132,7 +132,10 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
         (["certify", "--selection-samples", "0"], "selection_samples must be at least 1, got 0"),
         (["certify", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["certify", "--bound", "best"], "bound must be one of 'two-sided', 'one-sided', got 'best'"),
-        (["certify", "--data", "mnist9"], "data must be one of 'digits', got 'mnist9'"),
+        (
+            ["certify", "--data", "mnist9"],
+            "data must be one of 'cifar10', 'cifar100', 'digits', 'fashion-mnist', ",
+        ),
         (["certify", "--split", "val"], "split must be one of"),
         (["certify", "--indices", "500"], "indices must lie in 0..499"),
         (["certify", "--skip", "0"], "skip must be at least 1, got 0"),
