@@ -17,4 +17,7 @@ from jaxsmooth.radius import half_space_contains as half_space_contains
 from jaxsmooth.radius import likelihood_ratio as likelihood_ratio
 from jaxsmooth.radius import probability_after_shift as probability_after_shift
 from jaxsmooth.sampling import sample_counts as sample_counts
+from jaxsmooth.stopping import StoppingPlan as StoppingPlan
+from jaxsmooth.stopping import certify_radius as certify_radius
+from jaxsmooth.stopping import stopping_plan as stopping_plan
 from jaxsmooth.validation import InputError as InputError

@@ -18,10 +18,10 @@ from jaxsmooth.sampling import ApplyFn, sample_counts, sample_stage_counts
 from jaxsmooth.validation import InputError
 
 ABSTAIN = -1
-BOUNDS = ("two-sided", "one-sided")
+BOUNDS = ("two-sided", "one-sided", "selection-free")
 
 # Share of alpha given to the bound on p_A under "two-sided"; the rest goes to the bound on p_B.
-_SHARE_OF_P_A = 0.98
+SHARE_OF_P_A = 0.98
 
 
 class Certificate(NamedTuple):
@@ -34,7 +34,7 @@ class Certificate(NamedTuple):
         p_a_lower: lower bound on the probability of the class selected in the first stage.
         p_b_upper: upper bound on the probability of every other class.
         counts: int32[num_classes] of the estimation stage.
-        selection_counts: int32[num_classes] of the selection stage.
+        selection_counts: int32[num_classes] of the selection stage; zeros where there was none.
     """
 
     prediction: Any
@@ -79,6 +79,14 @@ def certify(
       other class, from above at 0.02 alpha (never above 1 - p_A). The upper bound on the runner-up's count
       bounds every other class at once, because it grows with the count.
     - ``bound="one-sided"``: p_B = 1 - p_A, as in the paper's experiments, for comparison with published numbers.
+    - ``bound="selection-free"``: one-sided without a first stage: A is the most frequent class of all num_samples, and
+      p_A is bounded at level alpha/2. *Proof.* Let k* be the least count whose bound exceeds 1/2 and
+      ``h(p) = P(Bin(n, p) >= k*)``, so that ``h(1/2) <= alpha/2``. A statement about the class with p > 1/2, if there
+      is one, is false with probability at most alpha/2. A statement about another class needs its count to reach k*.
+      As k* > n/2, h is convex on [0, 1/2] (its derivative is proportional to the density of
+      Beta(k*, n-k*+1), whose mode is at least 1/2) and h(0) = 0, so ``h(p) <= 2 p h(1/2) <= p alpha``.
+      Summed over the other classes this is at most alpha times the sum of their probabilities: at most
+      alpha/2 if one class has more than 1/2, and at most alpha, with nothing to add, if none has.
 
     Rows whose logits are not finite lower p_A and raise p_B.
 
@@ -91,8 +99,8 @@ def certify(
         num_samples: samples of the estimation stage.
         alpha: probability that the statement is false, in (0, 1).
         batch_size: rows per call of the model; changes memory and speed, not the noise.
-        selection_samples: samples of the selection stage.
-        bound: "two-sided" or "one-sided".
+        selection_samples: samples of the selection stage; none are drawn under "selection-free".
+        bound: "two-sided", "one-sided" or "selection-free".
 
     Returns:
         A :class:`Certificate`; radius and bounds in the default float type, rounded towards safety.
@@ -115,24 +123,27 @@ def certify(
         "num_samples", num_samples, at_least=1, at_most=confidence.MAX_NUM_SAMPLES
     )
     selection_samples = validation.check_integer("selection_samples", selection_samples, at_least=1)
+    selection_free = bound == "selection-free"
     stage_counts = sample_stage_counts(
         key,
         apply_fn,
         params,
         x,
         noise=noise,
-        stages=(selection_samples, num_samples),
+        stages=(num_samples,) if selection_free else (selection_samples, num_samples),
         batch_size=batch_size,
     )
-    selection_counts, counts = stage_counts[0], stage_counts[1]
+    counts = stage_counts[-1]
+    selection_counts = jnp.zeros_like(counts) if selection_free else stage_counts[0]
     tables = _rounded_tables(num_samples, alpha, bound)
-    selected, count_a, count_b = _leading_counts(jnp, selection_counts, counts, num_samples)
+    votes = counts if selection_free else selection_counts
+    selected, count_a, count_b = _leading_counts(jnp, votes, counts, num_samples)
     # Each rounding on the way to the radius is followed by a step towards safety.
     unit = tables.quantile_a[count_a]
     if tables.quantile_b is not None:
         doubled = unit + tables.quantile_b[num_samples - count_b]
         unit = jnp.maximum(unit, 0.5 * jnp.nextafter(doubled, -jnp.inf))
-    scale = _scale_on_device(noise, unit.dtype)
+    scale = scale_on_device(noise, unit.dtype)
     radius = jnp.nextafter(jnp.maximum(scale * unit, 0.0).astype(unit.dtype), jnp.zeros_like(unit))
     return Certificate(
         prediction=jnp.where(radius > 0.0, selected, ABSTAIN).astype(jnp.int32),
@@ -213,12 +224,12 @@ def certificate_from_counts(
     statement of level alpha; choosing alpha or the bound after seeing the radii does not.
 
     Args:
-        selection_counts: integers [..., num_classes] of the selection stage.
+        selection_counts: integers [..., num_classes] of the selection stage; not looked at under "selection-free".
         counts: integers [..., num_classes] of the estimation stage.
         noise: the noise under which they were drawn.
         num_samples: samples of the estimation stage; more than ``counts`` sum to when rows were not finite.
         alpha: probability that a statement is false.
-        bound: "two-sided" or "one-sided", as in :func:`certify`.
+        bound: "two-sided", "one-sided" or "selection-free", as in :func:`certify`.
 
     Returns:
         A :class:`Certificate` of NumPy arrays of shape [...].
@@ -242,9 +253,10 @@ def certificate_from_counts(
             "counts and selection_counts must have one shape [..., num_classes], "
             f"got {counts.shape} and {selection_counts.shape}"
         )
-    alpha_a, alpha_b = _levels(alpha, bound)
+    alpha_a, alpha_b = split_level(alpha, bound)
     table_a = confidence.bound_table(num_samples, alpha_a)
-    selected, count_a, count_b = _leading_counts(np, selection_counts, counts, num_samples)
+    votes = counts if bound == "selection-free" else selection_counts
+    selected, count_a, count_b = _leading_counts(np, votes, counts, num_samples)
     unit = table_a.quantile[count_a]
     p_a_lower = table_a.p_lower[count_a]
     p_b_upper = np.nextafter(1.0 - p_a_lower, 1.0)
@@ -252,7 +264,7 @@ def certificate_from_counts(
         table_b = confidence.bound_table(num_samples, alpha_b)
         unit = np.maximum(unit, 0.5 * np.nextafter(unit + table_b.quantile[num_samples - count_b], -np.inf))
         p_b_upper = np.minimum(p_b_upper, np.nextafter(1.0 - table_b.p_lower[num_samples - count_b], 1.0))
-    radius = np.nextafter(np.maximum(_scale_in_use(noise) * unit, 0.0), 0.0)
+    radius = np.nextafter(np.maximum(scale_in_use(noise) * unit, 0.0), 0.0)
     return Certificate(
         prediction=np.where(radius > 0.0, selected, ABSTAIN).astype(np.int32),
         radius=radius,
@@ -314,28 +326,30 @@ class _Tables(NamedTuple):
 
 def _rounded_tables(num_samples: int, alpha: float, bound: str) -> _Tables:
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    alpha_a, alpha_b = _levels(alpha, bound)
+    alpha_a, alpha_b = split_level(alpha, bound)
     table_a = confidence.bound_table(num_samples, alpha_a)
     one_minus_p_a = _round_up(np.nextafter(1.0 - table_a.p_lower, 2.0), dtype)
     quantile_b, p_b_upper = None, np.ones(num_samples + 1, dtype)
     if alpha_b is not None:
         table_b = confidence.bound_table(num_samples, alpha_b)
-        quantile_b = jnp.asarray(_round_down(table_b.quantile, dtype))
+        quantile_b = jnp.asarray(round_down(table_b.quantile, dtype))
         p_b_upper = _round_up(np.nextafter(1.0 - table_b.p_lower[::-1], 2.0), dtype)
     return _Tables(
-        quantile_a=jnp.asarray(_round_down(table_a.quantile, dtype)),
+        quantile_a=jnp.asarray(round_down(table_a.quantile, dtype)),
         quantile_b=quantile_b,
-        p_a_lower=jnp.asarray(_round_down(table_a.p_lower, dtype)),
+        p_a_lower=jnp.asarray(round_down(table_a.p_lower, dtype)),
         one_minus_p_a=jnp.asarray(np.minimum(one_minus_p_a, 1.0)),
         p_b_upper=jnp.asarray(np.minimum(p_b_upper, 1.0)),
     )
 
 
-def _levels(alpha: float, bound: str) -> tuple[float, float | None]:
+def split_level(alpha: float, bound: str) -> tuple[float, float | None]:
     """Levels of the bounds on p_A and p_B; they add up to alpha exactly."""
     if bound == "one-sided":
         return alpha, None
-    alpha_a = _SHARE_OF_P_A * alpha
+    if bound == "selection-free":
+        return 0.5 * alpha, None
+    alpha_a = SHARE_OF_P_A * alpha
     return alpha_a, alpha - alpha_a
 
 
@@ -349,24 +363,24 @@ def _leading_counts(xp: Any, selection_counts: Any, counts: Any, num_samples: in
     return selected, count_a, count_b
 
 
-def _scale_in_use(noise: Noise) -> float:
+def scale_in_use(noise: Noise) -> float:
     """The scale of the noise, or its float32 rounding if that is less: the noise is drawn in float32."""
     check_noise(noise)
     scale = validation.check_positive("sigma", noise.scale)
     return min(scale, float(np.float32(scale)))
 
 
-def _scale_on_device(noise: Noise, dtype: np.dtype) -> jax.Array:
+def scale_on_device(noise: Noise, dtype: np.dtype) -> jax.Array:
     """The same within compiled programs, rounded down to their float type."""
     if validation.is_traced(noise.scale):
         return jnp.minimum(noise.scale, jnp.float32(noise.scale))
-    return jnp.asarray(_round_down(np.asarray(_scale_in_use(noise)), np.dtype(dtype)))
+    return jnp.asarray(round_down(np.asarray(scale_in_use(noise)), np.dtype(dtype)))
 
 
-def _round_down(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def round_down(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     rounded = values.astype(dtype)
     return np.where(rounded > values, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
 
 
 def _round_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return -_round_down(-values, dtype)
+    return -round_down(-values, dtype)

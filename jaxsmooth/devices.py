@@ -14,22 +14,38 @@ from jax.typing import ArrayLike
 
 from jaxsmooth import validation
 from jaxsmooth.noise import Noise
-from jaxsmooth.sampling import ApplyFn, Segments, check_input, check_key, count_segments
+from jaxsmooth.sampling import (
+    MAX_SAMPLE_INDEX,
+    ApplyFn,
+    Segments,
+    check_input,
+    check_key,
+    count_segments,
+)
 
+EXAMPLE_AXIS = "example"
 NOISE_AXIS = "noise"
 
 StepFn = Callable[[jax.Array, Any, Any, Any, Noise, Segments], jax.Array]
 
 
-def noise_mesh(num_devices: int | None = None, platform: str | None = None) -> Mesh:
-    """A mesh of this process's own devices along one axis, over which samples are dealt out.
+def noise_mesh(
+    num_devices: int | None = None, platform: str | None = None, *, example_shards: int | None = None
+) -> Mesh:
+    """A mesh of this process's own devices, over which samples are dealt out.
+
+    One axis, "noise", serves every purpose of a sweep. With ``example_shards`` there is an axis "example" before
+    it, over which :func:`sharded_sample_counts` deals out the examples of a batch: devices far apart then share
+    no example.
 
     Args:
         num_devices: how many devices to use; all of them when None.
         platform: "cpu", "gpu" or "tpu"; JAX's default when None.
+        example_shards: size of the example axis, a divisor of the number of devices; no such axis when None.
 
     Raises:
-        InputError: when there are no devices of that kind, or fewer than asked for.
+        InputError: when there are no devices of that kind, fewer than asked for, or a number of them that
+            example_shards does not divide.
 
     Example:
         >>> noise_mesh(1).shape["noise"]
@@ -47,7 +63,17 @@ def noise_mesh(num_devices: int | None = None, platform: str | None = None) -> M
             raise validation.InputError(
                 f"num_devices must be at most {len(devices)}, the {devices[0].platform} devices here, got {num_devices}"
             )
-    return Mesh(np.array(devices[:num_devices]), (NOISE_AXIS,), axis_types=(AxisType.Auto,))
+    chosen = np.array(devices[:num_devices])
+    if example_shards is None:
+        return Mesh(chosen, (NOISE_AXIS,), axis_types=(AxisType.Auto,))
+    example_shards = validation.check_integer("example_shards", example_shards, at_least=1)
+    if chosen.size % example_shards:
+        raise validation.InputError(
+            f"example_shards must divide the number of devices, {chosen.size}, got {example_shards}"
+        )
+    return Mesh(
+        chosen.reshape(example_shards, -1), (EXAMPLE_AXIS, NOISE_AXIS), axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def use_every_core() -> None:
@@ -82,9 +108,9 @@ def segment_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
         ``fold_in(key, indices[s])``, or from ``key`` itself where ``indices`` is None. One partial count per
         device: adding them up on the host needs no communication between devices.
     """
-    num_devices = mesh.shape[NOISE_AXIS]
+    num_devices = mesh.size
     rows_per_device = -(-batch_size // num_devices)
-    everywhere, split = PartitionSpec(), PartitionSpec(NOISE_AXIS)
+    everywhere, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=everywhere, out_specs=split)
@@ -108,8 +134,50 @@ def segment_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
             noise=noise,
             segments=segments,
             batch_size=rows_per_device,
-            shard=jax.lax.axis_index(NOISE_AXIS),
+            shard=jax.lax.axis_index(mesh.axis_names),
             num_shards=num_devices,
+        )
+        return counts[None]
+
+    return step
+
+
+def _batch_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> Callable[..., jax.Array]:
+    """Counts [noise shards, num_examples, num_classes] of one range of samples of every example of a batch."""
+    num_shards = mesh.shape[NOISE_AXIS]
+    rows_per_device = -(-batch_size // mesh.size)
+    by_example = PartitionSpec(EXAMPLE_AXIS)
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(by_example, PartitionSpec(), by_example, PartitionSpec(), PartitionSpec(), PartitionSpec()),
+        out_specs=PartitionSpec(NOISE_AXIS, EXAMPLE_AXIS),
+    )
+    def step(
+        keys: jax.Array,
+        params: Any,
+        xs: jax.Array,
+        noise: Noise,
+        first_sample: jax.Array,
+        num_samples: jax.Array,
+    ) -> jax.Array:
+        slots = jnp.arange(xs.shape[0], dtype=jnp.int32)
+        counts = count_segments(
+            keys,
+            apply_fn,
+            params,
+            xs,
+            noise=noise,
+            segments=Segments(
+                slots,
+                jnp.broadcast_to(first_sample, slots.shape),
+                jnp.arange(xs.shape[0] + 1, dtype=jnp.int32) * num_samples,
+            ),
+            batch_size=rows_per_device,
+            shard=jax.lax.axis_index(NOISE_AXIS),
+            num_shards=num_shards,
         )
         return counts[None]
 
@@ -119,6 +187,11 @@ def segment_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
 @lru_cache(maxsize=8)
 def _cached_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
     return segment_step(mesh, apply_fn, batch_size)
+
+
+@lru_cache(maxsize=8)
+def _cached_batch_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> Callable[..., jax.Array]:
+    return _batch_step(mesh, apply_fn, batch_size)
 
 
 def sharded_sample_counts(
@@ -136,10 +209,11 @@ def sharded_sample_counts(
     """:func:`jaxsmooth.sample_counts` with its batches dealt out over a mesh: the same samples, the same counts.
 
     Args:
-        key: as in ``sample_counts``, like all arguments not named here.
+        key: as in ``sample_counts``, like all arguments not named here; or one key per example, [num_examples], on a
+            mesh with an example axis, whose size has to divide num_examples.
         apply_fn: as there.
         params: as there.
-        x: as there.
+        x: as there; [num_examples, ...] with several keys.
         mesh: from :func:`noise_mesh`.
         noise: as there.
         num_samples: as there.
@@ -147,7 +221,7 @@ def sharded_sample_counts(
         first_sample: as there.
 
     Returns:
-        int64[num_classes], NumPy.
+        int64[num_classes], or [num_examples, num_classes], NumPy.
 
     Raises:
         InputError: as there.
@@ -159,11 +233,21 @@ def sharded_sample_counts(
         ...                       mesh=noise_mesh(), noise=Gaussian(0.5), num_samples=100, batch_size=32)
         array([100,   0])
     """
-    check_key(key)
+    batched = hasattr(key, "shape") and key.shape != ()
+    check_key(key[0] if batched else key)
     x = check_input(x)
     num_samples = validation.check_integer("num_samples", num_samples, at_least=1)
     first_sample = validation.check_integer("first_sample", first_sample, at_least=0)
     batch_size = validation.check_integer("batch_size", batch_size, at_least=1)
+    if batched:
+        _check_batch(key, x, mesh, num_samples)
+        by_example = NamedSharding(mesh, PartitionSpec(EXAMPLE_AXIS))
+        keys, xs = jax.device_put((key, x), by_example)
+        step_fn = _cached_batch_step(mesh, apply_fn, batch_size)
+        counts = step_fn(
+            keys, replicate(params, mesh), xs, noise, np.int32(first_sample), np.int32(num_samples)
+        )
+        return np.asarray(counts).sum(axis=0, dtype=np.int64)
     step = _cached_step(mesh, apply_fn, batch_size)
     segments = Segments(
         np.zeros(1, np.int32), np.array([first_sample], np.int32), np.array([0, num_samples], np.int32)
@@ -173,12 +257,30 @@ def sharded_sample_counts(
     return np.asarray(counts).sum(axis=(0, 1), dtype=np.int64)
 
 
+def _check_batch(keys: jax.Array, xs: jax.Array, mesh: Mesh, num_samples: int) -> None:
+    shards = dict(mesh.shape).get(EXAMPLE_AXIS)
+    if shards is None:
+        raise validation.InputError(
+            "mesh must have an example axis for several keys: noise_mesh(..., example_shards=...)"
+        )
+    if keys.ndim != 1 or xs.shape[:1] != keys.shape or keys.size % shards:
+        raise validation.InputError(
+            f"key and x must have one leading axis that example_shards = {shards} divides, got shapes {keys.shape} "
+            f"and {xs.shape}"
+        )
+    if num_samples * (keys.size // shards) > MAX_SAMPLE_INDEX // 2:
+        raise validation.InputError(
+            f"num_samples times the {keys.size // shards} examples of a shard must be at most {MAX_SAMPLE_INDEX // 2}, "
+            f"got {num_samples}"
+        )
+
+
 def auto_batch_size(mesh: Mesh, apply_fn: ApplyFn, params: Any, shape: tuple[int, ...]) -> int:
     """Rows per call of the model that suit the devices' memory: a power of two per device.
 
     A small forward pass is compiled, and its own memory analysis says what a row takes. Accelerators are
-    given a third of their memory, at most 4,096 rows; a CPU core a quarter of a gigabyte, at most 512
-    rows, beyond which caches lose more than dispatch gains.
+    given a third of their memory, at most 4,096 rows; a CPU core 64 MB, at most 64 rows: larger batches are not
+    faster there, and fill more rows in vain when a sweep's examples stop early.
 
     Args:
         mesh: from :func:`noise_mesh`.
@@ -196,11 +298,11 @@ def auto_batch_size(mesh: Mesh, apply_fn: ApplyFn, params: Any, shape: tuple[int
     per_row = max(memory / rows, 8.0 * math.prod(shape), 1.0)
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        budget, most = 2.0**28, 512
+        budget, most = 2.0**26, 64
     else:
         budget, most = (device.memory_stats() or {}).get("bytes_limit", 2**33) / 3, 4096
     fitting = min(most, max(1, int(budget / per_row)))
-    return 2 ** int(math.log2(fitting)) * mesh.shape[NOISE_AXIS]
+    return 2 ** int(math.log2(fitting)) * mesh.size
 
 
 def join_job(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -17,14 +17,21 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
-            if hasattr(file, "fileno"):
-                os.fsync(file.fileno())
+            _flush_to_disk(file)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError(
             f"could not write {path}: {error.strerror or error}; what was there before is intact"
         ) from None
+
+
+def _flush_to_disk(file: IO[str]) -> None:
+    try:
+        descriptor = file.fileno()
+    except (OSError, AttributeError):  # a bucket's file has none; it is whole once it is closed
+        return
+    os.fsync(descriptor)
 
 
 def check_same(

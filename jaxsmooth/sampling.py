@@ -69,7 +69,7 @@ def sample_counts(
     batch_size = validation.check_integer("batch_size", batch_size, at_least=1)
     if not validation.is_traced(first_sample):
         first_sample = validation.check_integer("first_sample", first_sample, at_least=0)
-        _check_last_sample(first_sample + num_samples, batch_size)
+        check_last_sample(first_sample + num_samples, batch_size)
     edges = jnp.stack([jnp.int32(first_sample), jnp.int32(first_sample) + num_samples])
     return _checked_count(key, apply_fn, params, x, noise, edges, batch_size)[0]
 
@@ -106,7 +106,7 @@ def sample_stage_counts(
     """
     batch_size = validation.check_integer("batch_size", batch_size, at_least=1)
     sizes = [validation.check_integer("num_samples", size, at_least=1) for size in stages]
-    _check_last_sample(sum(sizes), batch_size)
+    check_last_sample(sum(sizes), batch_size)
     edges = jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32)
     return _checked_count(key, apply_fn, params, x, noise, edges, batch_size)
 
@@ -152,7 +152,7 @@ def check_key(key: jax.Array) -> None:
         )
 
 
-def _check_last_sample(end: int, batch_size: int) -> None:
+def check_last_sample(end: int, batch_size: int) -> None:
     if end > MAX_SAMPLE_INDEX:
         raise validation.InputError(
             f"num_samples must keep sample indices below {MAX_SAMPLE_INDEX}, got a last index of {end}"
@@ -207,7 +207,7 @@ def _count(
         in_stage = (samples >= edges[:-1, None]) & (samples < edges[1:, None])  # also masks the padding
         return counts + jnp.sum(in_stage[:, :, None] & votes, axis=1, dtype=jnp.int32)
 
-    counts = jnp.zeros((edges.shape[0] - 1, num_classes), jnp.int32) + _zero_from(
+    counts = jnp.zeros((edges.shape[0] - 1, num_classes), jnp.int32) + zero_from(
         (key, params, x, noise, edges)
     )
     num_batches = (edges[-1] - edges[0] + batch_size - 1) // batch_size
@@ -297,7 +297,7 @@ def count_segments(
         return counts.at[segment].add((votes & valid).astype(jnp.int32))
 
     counts = jnp.zeros((segments.slot.shape[0], num_classes), jnp.int32)
-    counts += _zero_from((keys, params, xs, noise, segments, jnp.asarray(shard)))
+    counts += zero_from((keys, params, xs, noise, segments, jnp.asarray(shard)))
     stride = num_shards * batch_size
     return jax.lax.fori_loop(0, (edges[-1] + stride - 1) // stride, add_batch, counts)
 
@@ -317,7 +317,7 @@ def check_num_classes(apply_fn: ApplyFn, params: Any, shape: tuple[int, ...], ba
     return logits.shape[1]
 
 
-def _zero_from(tree: Any) -> jax.Array:
+def zero_from(tree: Any) -> jax.Array:
     """An int32 zero that varies over every mapped axis over which any leaf of the tree varies.
 
     Inside shard_map a loop's carry must vary over the same axes as what is added to it.

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from scipy import stats
+from scipy import special, stats
 
-from jaxsmooth import ABSTAIN, Certificate, Gaussian, InputError, certificate_from_counts, certify, predict
+from jaxsmooth import (
+    ABSTAIN,
+    Certificate,
+    Gaussian,
+    InputError,
+    certificate_from_counts,
+    certify,
+    predict,
+    sample_counts,
+)
 
 KEY = jax.random.fold_in(jax.random.key(7), 11)
 BOUNDS = ["two-sided", "one-sided"]
@@ -770,3 +779,70 @@ def test_bad_counts(wrong):
     with pytest.raises(InputError, match=rf"^{name}\b") as error:
         certificate_from_counts(**(good | changes))
     assert_one_line(error, value)
+
+
+class TestSelectionFree:
+    """One stage that selects and certifies."""
+
+    N, ALPHA = 30, 0.05
+
+    def error(self, p, level_factor=1.0):
+        """Exact probability of a false statement, by enumeration of all counts of three classes."""
+        states = [(i, j, self.N - i - j) for i in range(self.N + 1) for j in range(self.N + 1 - i)]
+        found = certificate_from_counts(
+            np.zeros_like(states),
+            states,
+            noise=Gaussian(1.0),
+            num_samples=self.N,
+            alpha=self.ALPHA * level_factor,
+            bound="selection-free",
+        )
+        said = found.prediction >= 0
+        false = said & (found.p_a_lower > np.array(p)[found.prediction])
+        return stats.multinomial.pmf(states, self.N, p)[false].sum()
+
+    def test_error_by_enumeration(self):
+        rng = np.random.default_rng(0)
+        k = np.arange(16, 31)
+        edges = special.betaincinv(k, self.N - k + 1, self.ALPHA / 2) * (1 - 1e-9)
+        cases = [(0.5, 0.5, 0.0), (0.5, 0.25, 0.25), (0.4, 0.4, 0.2), *rng.dirichlet([1, 1, 1], 40)]
+        cases += [(e, 1 - e, 0.0) for e in edges]
+        assert max(self.error(p) for p in cases) <= self.ALPHA
+
+    def test_half_of_alpha_is_needed(self):
+        assert self.error((0.5, 0.5, 0.0), level_factor=2.0) > self.ALPHA
+
+    def test_a_single_vote_costs_little(self):
+        found = certificate_from_counts(
+            [0, 0],
+            [0, 100_000],
+            noise=Gaussian(0.25),
+            num_samples=100_000,
+            alpha=0.001,
+            bound="selection-free",
+        )
+        assert int(found.prediction) == 1
+        assert 0.99 < float(found.radius) / 0.952864140847488 < 0.995
+
+    def test_certify_draws_one_stage(self):
+        """All samples from the first on are counted, and the statement is that of their counts."""
+        arguments = {"noise": Gaussian(0.5), "num_samples": 300, "batch_size": 64}
+        x = jnp.array([0.6, 0.0])
+        found = certify(
+            jax.random.key(1),
+            lambda params, inputs: inputs,
+            None,
+            x,
+            alpha=0.01,
+            bound="selection-free",
+            selection_samples=7,
+            **arguments,
+        )
+        counts = sample_counts(jax.random.key(1), lambda params, inputs: inputs, None, x, **arguments)
+        np.testing.assert_array_equal(found.counts, counts)
+        assert not np.any(found.selection_counts)
+        on_host = certificate_from_counts(
+            [0, 0], counts, noise=Gaussian(0.5), num_samples=300, alpha=0.01, bound="selection-free"
+        )
+        assert int(found.prediction) == int(on_host.prediction) == 0
+        assert 0 < float(on_host.radius) * (1 - 1e-6) < float(found.radius) <= float(on_host.radius)

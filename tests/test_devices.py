@@ -26,6 +26,58 @@ def test_sharded_counts_are_those_of_one_device(num_devices):
     np.testing.assert_array_equal(one, many)
 
 
+@pytest.mark.parametrize(("num_devices", "example_shards"), [(1, 1), (4, 2), (8, 2), (8, 4)])
+def test_batches_of_examples_over_two_axes(num_devices, example_shards):
+    """Each example's counts are those of one device by itself."""
+    mesh = devices.noise_mesh(num_devices, example_shards=example_shards)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(4), i))(jnp.arange(8))
+    xs = np.stack([exact_model.images(i) for i in range(8)])
+    options = {"noise": Gaussian(0.3), "num_samples": 301, "first_sample": 17}
+    many = devices.sharded_sample_counts(
+        keys, exact_model.apply_fn, exact_model.PARAMS, xs, mesh=mesh, batch_size=32, **options
+    )
+    for i in range(8):
+        one = sample_counts(
+            keys[i], exact_model.apply_fn, exact_model.PARAMS, xs[i], batch_size=100, **options
+        )
+        np.testing.assert_array_equal(one, many[i])
+
+
+def test_a_single_example_uses_both_axes():
+    key, x = jax.random.key(4), exact_model.images(5)
+    options = {"noise": Gaussian(0.3), "num_samples": 1001}
+    one = sample_counts(key, exact_model.apply_fn, exact_model.PARAMS, x, batch_size=100, **options)
+    many = devices.sharded_sample_counts(
+        key,
+        exact_model.apply_fn,
+        exact_model.PARAMS,
+        x,
+        mesh=devices.noise_mesh(8, example_shards=2),
+        batch_size=96,
+        **options,
+    )
+    np.testing.assert_array_equal(one, many)
+
+
+def test_batches_that_do_not_fit_the_mesh():
+    keys, xs = jax.random.split(jax.random.key(0), 3), np.zeros((3, *exact_model.SHAPE), np.float32)
+    options = {"noise": Gaussian(0.3), "num_samples": 10, "batch_size": 8}
+
+    def count(mesh, keys, xs):
+        return devices.sharded_sample_counts(
+            keys, exact_model.apply_fn, exact_model.PARAMS, xs, mesh=mesh, **options
+        )
+
+    with pytest.raises(InputError, match="mesh must have an example axis"):
+        count(devices.noise_mesh(2), keys, xs)
+    with pytest.raises(InputError, match="example_shards = 2 divides, got shapes"):
+        count(devices.noise_mesh(2, example_shards=2), keys, xs)
+    with pytest.raises(InputError, match="one leading axis"):
+        count(devices.noise_mesh(2, example_shards=1), keys, xs[:2])
+    with pytest.raises(InputError, match="example_shards must divide the number of devices, 8, got 3"):
+        devices.noise_mesh(8, example_shards=3)
+
+
 def test_memory_of_a_step_depends_on_neither_samples_nor_examples():
     """The compiled program's own analysis, for 1,000 and for 1,000,000 rows; and its inputs are fixed slots."""
     from jaxsmooth.sampling import Segments
@@ -63,7 +115,7 @@ def test_automatic_batch_sizes_shrink_with_the_memory_of_a_row():
     mesh = devices.noise_mesh(2)
     small = devices.auto_batch_size(mesh, wide, np.ones((6, 10), np.float32), (6,))
     large = devices.auto_batch_size(mesh, wide, np.ones((6, 4_000_000), np.float32), (6,))
-    assert small == 2 * 512
+    assert small == 2 * 64
     assert 2 <= large < small
     assert large & (large - 1) == 0  # a power of two, per device and thus for two
 

@@ -12,6 +12,8 @@ from scipy import special, stats
 
 from jaxsmooth import Gaussian, InputError, certify, sample_counts, stopping
 from jaxsmooth.stopping import CERTIFIED, NOT_CERTIFIED, UNDECIDED
+from jaxsmooth.stopping import prediction as prediction_lib
+from jaxsmooth.stopping import tolerance as tolerance_lib
 
 SMALL = [
     (radius, alpha, n)
@@ -620,48 +622,17 @@ class TestTolerance:
             stopping.certify_tolerance(KEY, linear, 1.0, jnp.zeros(2), noise=NOISE, plan=PLAN, batch_size=10)
 
 
-class TestSelectionFree:
-    """One stage that selects and certifies."""
-
-    N, ALPHA = 30, 0.05
-
-    def error(self, p, level_factor=1.0):
-        """Exact probability of a false statement, by enumeration of all counts of three classes."""
-        states = [(i, j, self.N - i - j) for i in range(self.N + 1) for j in range(self.N + 1 - i)]
-        found = stopping.selection_free_certificate(
-            states, noise=Gaussian(1.0), num_samples=self.N, alpha=self.ALPHA * level_factor
-        )
-        said = found.prediction >= 0
-        false = said & (found.p_a_lower > np.array(p)[found.prediction])
-        return stats.multinomial.pmf(states, self.N, p)[false].sum()
-
-    def test_error_by_enumeration(self):
-        rng = np.random.default_rng(0)
-        k = np.arange(16, 31)
-        edges = special.betaincinv(k, self.N - k + 1, self.ALPHA / 2) * (1 - 1e-9)
-        cases = [(0.5, 0.5, 0.0), (0.5, 0.25, 0.25), (0.4, 0.4, 0.2), *rng.dirichlet([1, 1, 1], 40)]
-        cases += [(e, 1 - e, 0.0) for e in edges]
-        assert max(self.error(p) for p in cases) <= self.ALPHA
-
-    def test_half_of_alpha_is_needed(self):
-        assert self.error((0.5, 0.5, 0.0), level_factor=2.0) > self.ALPHA
-
-    def test_a_single_vote_costs_little(self):
-        found = stopping.selection_free_certificate(
-            [0, 100_000], noise=Gaussian(0.25), num_samples=100_000, alpha=0.001
-        )
-        assert int(found.prediction) == 1
-        assert 0.99 < float(found.radius) / 0.952864140847488 < 0.995
-
-
 class TestPredictEarly:
     """PREDICT that stops."""
 
     @pytest.mark.parametrize("p", [(0.34, 0.33, 0.33), (0.5, 0.5, 0.0), (0.45, 0.44, 0.11), (0.6, 0.4, 0.0)])
     def test_error_by_enumeration(self, p):
-        """A class that is not (strictly) the most likely one is returned with probability at most alpha."""
+        """A class that is not (strictly) the most likely one is returned with probability at most alpha.
+
+        Giving up is left out: it can only lower the error.
+        """
         alpha, n = 0.1, 34
-        looks, offsets, thresholds = stopping._prediction_tables(alpha, n)
+        looks, offsets, thresholds, _ = prediction_lib._prediction_tables(alpha, n)
         states, previous, wrong = {(0, 0, 0): 1.0}, 0, 0.0
         for look, offset in zip(looks.tolist(), offsets.tolist(), strict=True):
             states = grow(states, look - previous, p)
@@ -682,7 +653,7 @@ class TestPredictEarly:
             for b in (7, 100)
         ]
         jax.tree.map(np.testing.assert_array_equal, *found)
-        looks, levels = stopping._looks_and_levels(0.01, 400)
+        looks, levels = tolerance_lib.looks_and_levels(0.01, 400)
         assert sum(levels) <= 0.01
         for look, level in zip(looks, levels, strict=True):
             counts = np.asarray(
@@ -693,6 +664,29 @@ class TestPredictEarly:
                 break
         assert (int(found[0].prediction), int(found[0].samples_used)) == (answer, look)
         np.testing.assert_array_equal(found[0].counts, counts)
+
+    def test_ties_are_given_up_early(self):
+        """A fair coin over 100,000 samples; the share of answers lost to giving up is small where there are any."""
+        rng = np.random.default_rng(5)
+        looks = stopping.prediction_looks(100_000, 0.001)
+        steps = np.diff([0, *looks])
+
+        def outcomes(p, runs):
+            counts = np.cumsum(rng.binomial(steps, p, (runs, len(steps))), axis=1)
+            found = [
+                stopping.early_prediction_from_counts(
+                    np.stack([row, looks - row], axis=1), num_samples=100_000, alpha=0.001
+                )
+                for row in counts
+            ]
+            return [answer for answer, _ in found], np.mean([looks[look] for _, look in found])
+
+        answers, mean = outcomes(0.5, 200)
+        assert answers.count(-1) >= 198
+        assert mean < 75_000
+        answers, mean = outcomes(0.51, 200)  # PREDICT answers with probability 0.9988 from 100,000
+        assert answers.count(0) >= 185
+        assert mean < 75_000
 
     def test_clear_cases_take_few_samples(self):
         found = stopping.predict_early(

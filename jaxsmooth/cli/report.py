@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from etils import epath
 
@@ -41,7 +42,7 @@ class Report:
     """New file for the table or log, instead of printing it."""
     alpha: float | None = None
     """Certify again from the stored counts, each certificate false with at most this probability."""
-    bound: Literal["two-sided", "one-sided"] | None = None
+    bound: Literal["two-sided", "one-sided", "selection-free"] | None = None
     """Certify again from the stored counts, with this bound."""
     digits: int | None = None
     """Digits after the point: 4 by default, 9 in csv; bounds on p_A get at least 5."""
@@ -132,15 +133,42 @@ def outcomes_from_results(results: records.Results, *, name: str) -> Outcomes:
             f"{len(doubtful)} rows claim more than their counts support (first: index {doubtful[0]}); "
             f"`--alpha {told.alpha:g}` goes by the counts alone"
         )
-    log = cohen.from_rows(results.rows)
+    rows = results.rows
+    unsampled = np.array([row.num_samples == 0 for row in rows]) if told.only_correct else None
+    if unsampled is not None:
+        notes.append(
+            f"{unsampled.sum()} of {len(rows)} examples were left at a selection stage that named a wrong class: they "
+            "count as not certified; abstentions are not known"
+        )
+    certified = None
+    if told.radii:
+        for row in rows:
+            if row.num_samples and tuple(decision.radius for decision in row.decisions) != told.radii:
+                raise InputError(
+                    f"the row of example {row.index} is damaged: its decisions are not on the radii tested"
+                )
+        verdicts = [[d.verdict for d in row.decisions] or ["not certified"] * len(told.radii) for row in rows]
+        certified = np.array(verdicts) == "certified"
+        undecided = np.sum(np.array(verdicts) == "undecided", axis=0)
+        if undecided.any():
+            listing = ", ".join(f"{n} at r={r:g}" for r, n in zip(told.radii, undecided, strict=True) if n)
+            notes.append(
+                f"undecided with all {told.num_samples} samples, counted as not certified: {listing}"
+            )
+    log = cohen.from_rows(rows)
     return Outcomes(
         name,
         log.index,
         log.label,
         log.prediction,
         log.radius,
-        p_a_lower=[row.p_a_lower for row in results.rows],
+        p_a_lower=None if told.radii or told.only_correct else [row.p_a_lower for row in rows],
         seconds=log.seconds,
+        stopping=told.stopping,
+        samples=[row.num_samples + row.selection_samples for row in rows],
+        tested_radii=told.radii or None,
+        certified=certified,
+        unsampled=unsampled,
         alpha=told.alpha,
         bound=told.bound,
         num_samples=told.num_samples,
@@ -173,10 +201,18 @@ def _check(config: Report) -> None:
 def _text(sources: Sequence[Outcomes], config: Report) -> str:
     if config.format == _COHEN:
         one = sources[0]
+        if one.tested_radii is not None:
+            raise InputError(
+                f"format {_COHEN} needs the radius of every example, and {one.name} was tested at "
+                f"{', '.join(f'{radius:g}' for radius in one.tested_radii)} only"
+            )
         return cohen.encode(cohen.Log(one.index, one.label, one.prediction, one.radius, one.seconds))
     write = {"markdown": tables.markdown, "latex": tables.latex, "csv": tables.csv}[config.format]
     digits = config.digits or (_CSV_DIGITS if config.format == "csv" else _DIGITS)
     radii = sorted(set(config.radii)) or tables.default_radii(sources)
+    for radius in radii:
+        if not any(curves.is_known(source, radius) for source in sources):
+            curves.certified_counts(sources[0], [radius])  # says which radii are known
     return write(tables.summary(sources, radii, digits=digits, rounding=config.rounding))
 
 
@@ -184,6 +220,8 @@ def _notes(sources: Sequence[Outcomes], config: Report) -> Iterator[str]:
     for source in sources:
         yield from (f"{source.name}: {note}" for note in source.notes)
     yield from differences(sources)
+    if any(source.tested_radii is not None for source in sources):
+        yield "an empty cell is not known: the radius was not tested, or sampling stopped before it could be"
     if config.alpha is not None or config.bound is not None:
         yield "certified again from the stored counts; choosing alpha or bound by the result would void it"
     if config.rounding == "nearest":

@@ -11,19 +11,22 @@ from jaxsmooth.training import checkpoints
 from jaxsmooth.training.loop import check_fits
 
 
-def load_source(checkpoint: Path, data: str | None, split: str) -> tuple[Source, float]:
+def load_source(
+    checkpoint: Path, data: str | None, split: str, data_dir: Path | None = None
+) -> tuple[Source, float]:
     """The network of a checkpoint with the examples of a data set, and the sigma of its training.
 
     Args:
         checkpoint: folder made by ``jaxsmooth train``.
         data: name of the data set; the one of the training when None.
         split: of the data set.
+        data_dir: where prepared data sets are.
 
     Raises:
         InputError: for a missing or damaged checkpoint, an unknown data set, or one that does not fit.
     """
     model, description = checkpoints.load_model(checkpoint)
-    dataset = data_registry.load(data or description.data, split)
+    dataset = data_registry.load(data or description.data, split, data_dir)
     check_fits(description.model, dataset)
     apply_fn, params = model_registry.inference(model)
     source = Source(
@@ -34,7 +37,7 @@ def load_source(checkpoint: Path, data: str | None, split: str) -> tuple[Source,
         images=lambda index: dataset.images[index],
         labels=dataset.labels,
         num_classes=dataset.num_classes,
-        data={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+        data={"name": dataset.title, "split": dataset.split, "fingerprint": dataset.fingerprint},
     )
     return source, description.sigma
 

@@ -68,6 +68,7 @@ class Dataset:
         class_names: a name per class.
         mean: mean of the training split's pixels, per channel.
         sd: their standard deviation.
+        title: name for people and results, without a path; like ``name`` when empty.
         hash_of_images: for images that are not in memory, what stands for their contents in the fingerprint.
     """
 
@@ -78,7 +79,12 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     sd: tuple[float, ...]
+    title: str = ""
     hash_of_images: Callable[[], str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            object.__setattr__(self, "title", self.name)
 
     def __len__(self) -> int:
         return len(self.labels)

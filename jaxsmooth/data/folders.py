@@ -55,7 +55,7 @@ def parse(name: str) -> Place:
         >>> parse("folder:photos,resize=256,crop=224")[1:]
         (256, 224)
     """
-    found = re.fullmatch(r"folder:(?P<path>.+?)(,resize=(?P<resize>\d+))?(,crop=(?P<crop>\d+))?", name)
+    found = re.fullmatch(r"folder:(?P<path>[^,].*?)(,resize=(?P<resize>\d+))?(,crop=(?P<crop>\d+))?", name)
     if found is None:
         raise InputError(f"data must be folder:PATH or folder:PATH,resize=256,crop=224, got {name!r}")
     sizes = [None if found[key] is None else int(found[key]) for key in ("resize", "crop")]
@@ -95,7 +95,11 @@ def load(name: str, split: str) -> Dataset:
             images if trained in (None, folder) else _images(place, trained, _listing(trained)[1])[0]
         )
         known = statistics.measured(of_training)
-    return Dataset(name, split, images, labels, class_names, *known, hash_of_images=hash_of_images)
+    sizes = [f",{key}={size}" for key, size in place._asdict().items() if isinstance(size, int)]
+    title = "".join([PREFIX, place.path.resolve().name, *sizes])
+    return Dataset(
+        name, split, images, labels, class_names, *known, title=title, hash_of_images=hash_of_images
+    )
 
 
 def read_image(path: Path) -> Image.Image:

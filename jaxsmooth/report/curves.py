@@ -40,7 +40,7 @@ def certified_counts(outcomes: Outcomes, radii: ArrayLike) -> np.ndarray:
         int64[R], the number of examples with prediction == label and radius >= r.
 
     Raises:
-        InputError: for a radius below 0.
+        InputError: for a radius below 0, or one that was not tested where only some were.
 
     Example:
         >>> outcomes = Outcomes("tiny", index=[0, 1, 2], label=[3, 5, 1], prediction=[3, 4, 1],
@@ -49,8 +49,33 @@ def certified_counts(outcomes: Outcomes, radii: ArrayLike) -> np.ndarray:
         [2, 2, 1, 0]
     """
     radii = validation.check_not_negative("radii", radii)
+    if outcomes.tested_radii is not None:
+        return _counts_at_tested(outcomes, radii)
     certified = np.sort(outcomes.radius[outcomes.correct])
     return certified.size - np.searchsorted(certified, radii, side="left")
+
+
+def is_known(outcomes: Outcomes, radius: float) -> bool:
+    """Whether the certified accuracy at a radius is known: always, unless only some radii were tested.
+
+    Example:
+        >>> tested = Outcomes("tested", index=[0], label=[3], prediction=[3], radius=[0.5],
+        ...                   tested_radii=[0.5, 1.0], certified=[[True, False]])
+        >>> is_known(tested, 0.5), is_known(tested, 0.25)
+        (True, False)
+    """
+    return outcomes.tested_radii is None or bool(np.any(outcomes.tested_radii == radius))
+
+
+def _counts_at_tested(outcomes: Outcomes, radii: np.ndarray) -> np.ndarray:
+    for radius in radii.ravel():
+        if not is_known(outcomes, radius):
+            raise validation.InputError(
+                f"radii must be among those tested in {outcomes.name}, "
+                f"{', '.join(f'{tested:g}' for tested in outcomes.tested_radii)}, got {radius:g}"
+            )
+    counts = np.sum(outcomes.certified & outcomes.correct[:, None], axis=0)
+    return counts[np.searchsorted(outcomes.tested_radii, radii)]
 
 
 def average_certified_radius(outcomes: Outcomes) -> Fraction:
@@ -58,12 +83,19 @@ def average_certified_radius(outcomes: Outcomes) -> Fraction:
 
     Each radius stands for the shortest decimal that names its float64, which is what a log shows.
 
+    Raises:
+        InputError: where only some radii were tested.
+
     Example:
         >>> outcomes = Outcomes("tiny", index=[0, 1, 2], label=[3, 5, 1], prediction=[3, 4, 1],
         ...                     radius=[0.5, 0.75, 0.1])
         >>> average_certified_radius(outcomes)
         Fraction(1, 5)
     """
+    if outcomes.tested_radii is not None:
+        raise validation.InputError(
+            f"the average radius is not known for {outcomes.name}: it was tested at some radii"
+        )
     radii = outcomes.radius[outcomes.correct].tolist()
     return sum((Fraction(repr(radius)) for radius in radii), Fraction(0)) / outcomes.num_examples
 
@@ -124,6 +156,8 @@ def band_half_width(num_examples: int, *, confidence: float = 0.95) -> float:
 def certified_accuracy_curve(outcomes: Outcomes, *, confidence: float = 0.95) -> Curve:
     """The whole curve, with one step at each certified radius, and its simultaneous band.
 
+    Where only some radii were tested, these are the curve's radii, and it says nothing between them.
+
     The band is about the choice of examples: where another sample of as many would have put the curve.
     See :func:`band_half_width`.
 
@@ -134,7 +168,9 @@ def certified_accuracy_curve(outcomes: Outcomes, *, confidence: float = 0.95) ->
         >>> curve.radius.tolist(), curve.accuracy.tolist()
         ([0.0, 0.25, 0.5], [0.75, 0.75, 0.5])
     """
-    radius = np.unique(np.append(outcomes.radius[outcomes.correct], 0.0))
+    radius = outcomes.tested_radii
+    if radius is None:
+        radius = np.unique(np.append(outcomes.radius[outcomes.correct], 0.0))
     accuracy = certified_counts(outcomes, radius) / outcomes.num_examples
     half_width = band_half_width(outcomes.num_examples, confidence=confidence)
     return Curve(

@@ -31,9 +31,14 @@ class Outcomes:
         seconds: float64[N], time spent on each example, or None if unknown.
         alpha: probability that one certificate is false, or None if unknown, like all that follow.
         bound: "two-sided" or "one-sided".
-        num_samples: samples of noise per example, of the estimation stage.
+        num_samples: samples of noise per example, of the estimation stage; the most where sampling stopped early.
         sigma: scale of the noise.
         norm: p of the l_p norm in which the radii are measured.
+        stopping: rule by which sampling stopped early, or None where it did not.
+        samples: float64[N], samples drawn for each example in both stages, or None if unknown.
+        tested_radii: float64[R], increasing, where only these radii were tested: nothing is known of others.
+        certified: bool[N, R], whether each tested radius is certified, for the class in ``prediction``.
+        unsampled: bool[N], examples left at their selection stage because that named a wrong class; None for none.
         notes: what a reader of the numbers has to know, one line each.
 
     Raises:
@@ -58,6 +63,11 @@ class Outcomes:
     num_samples: int | None = None
     sigma: float | None = None
     norm: float | None = None
+    stopping: str | None = None
+    samples: Any = None
+    tested_radii: Any = None
+    certified: Any = None
+    unsampled: Any = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,8 +76,9 @@ class Outcomes:
         arrays["radius"] = validation.check_finite("radius", self.radius)
         if self.p_a_lower is not None:
             arrays["p_a_lower"] = validation.check_probabilities("p_a_lower", self.p_a_lower)
-        if self.seconds is not None:
-            arrays["seconds"] = validation.check_not_negative("seconds", self.seconds)
+        for name in ("seconds", "samples"):
+            if getattr(self, name) is not None:
+                arrays[name] = validation.check_not_negative(name, getattr(self, name))
         if arrays["index"].size == 0:
             raise InputError(f"{self.name} holds no examples")
         for name, array in arrays.items():
@@ -84,6 +95,16 @@ class Outcomes:
             values = getattr(self, name)
             if values.min() < least:
                 raise InputError(f"{name} must be at least {least}, got {values.min()}")
+        if self.tested_radii is not None:
+            object.__setattr__(
+                self, "tested_radii", validation.check_not_negative("tested_radii", self.tested_radii)
+            )
+            object.__setattr__(self, "certified", np.asarray(self.certified, bool))
+            if self.certified.shape != (self.index.size, self.tested_radii.size):
+                raise InputError(
+                    f"certified must have the shape {(self.index.size, self.tested_radii.size)}, "
+                    f"got {self.certified.shape}"
+                )
         if np.any(self.radius[self.abstained] > 0):
             raise InputError(
                 f"radius must be 0 on abstention, got {self.radius[self.abstained].max()} in {self.name}"
@@ -104,6 +125,11 @@ class Outcomes:
         """bool[N]: no class was certified."""
         return self.prediction == ABSTAIN
 
+    @property
+    def knows_abstentions(self) -> bool:
+        """Whether an abstention means that all samples were drawn and no class could be certified."""
+        return self.tested_radii is None and self.unsampled is None
+
 
 def differences(sources: Sequence[Outcomes]) -> list[str]:
     r"""What stands against comparing sources with each other, one line for each thing.
@@ -120,16 +146,19 @@ def differences(sources: Sequence[Outcomes]) -> list[str]:
         two holds the first 1 of the 2 examples of one: it may be cut off
     """
     notes = []
-    for setting in ("alpha", "bound", "norm", "num_samples"):
+    for setting in ("alpha", "bound", "norm", "num_samples", "stopping"):
         names_by_value: dict[Any, list[str]] = {}
         for source in sources:
             names_by_value.setdefault(getattr(source, setting), []).append(source.name)
         if len(names_by_value) > 1:
-            notes.append(f"{setting} differs: {_listing(names_by_value.items(), 'not recorded')}")
+            notes.append(
+                f"{setting} differs: {_listing(names_by_value.items(), _NOTHING.get(setting, 'not recorded'))}"
+            )
     return notes + _different_examples(sources)
 
 
 _WHOLE = ("index", "label", "prediction")
+_NOTHING = {"stopping": "none"}
 
 
 def _different_examples(sources: Sequence[Outcomes]) -> list[str]:

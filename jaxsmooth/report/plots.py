@@ -22,6 +22,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 # Okabe and Ito (2008): told apart with any kind of colour vision; line styles tell them apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", (0, (4, 1.2)), (0, (6, 1.2, 1.2, 1.2)), (0, (1.4, 0.8)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _LEGEND_CHARACTERS = 44  # with longer lines, the legend has one column
 _DPI = 160
 
@@ -84,10 +85,12 @@ def draw_curves(sources: Sequence[Outcomes], *, title: str, confidence: float) -
     axes.set_xlabel(f"radius r{_norm(sources)}", fontsize=11)
     axes.set_ylabel("certified accuracy at r", fontsize=11)
     axes.set_title(title, loc="left", pad=22, fontsize=14, fontweight="bold")
+    tested = [source.tested_radii is not None for source in sources]
+    shown = "bars" if all(tested) else "shaded, bars" if any(tested) else "shaded"
     axes.text(
         0.0,
         1.025,
-        f"shaded: {tables.plain(100 * confidence)}% confidence band over the examples, at all radii at once",
+        f"{shown}: {tables.plain(100 * confidence)}% confidence band over the examples, at all radii at once",
         transform=axes.transAxes,
         fontsize=9,
         color="0.35",
@@ -105,6 +108,20 @@ def _draw_curve(axes: "Axes", source: Outcomes, place: int, confidence: float) -
     """Adds one curve; returns the largest radius that it reaches."""
     curve = curves.certified_accuracy_curve(source, confidence=confidence)
     colour = _COLOURS[place % len(_COLOURS)]
+    if source.tested_radii is not None:  # points, for nothing is known between them
+        axes.errorbar(
+            curve.radius,
+            curve.accuracy,
+            yerr=(curve.accuracy - curve.lower, curve.upper - curve.accuracy),
+            color=colour,
+            linestyle="none",
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=6,
+            capsize=3,
+            elinewidth=1.0,
+            label=_label(source),
+        )
+        return float(curve.radius[-1])
     axes.fill_between(
         curve.radius, curve.lower, curve.upper, step="pre", color=colour, alpha=0.15, linewidth=0
     )
@@ -125,11 +142,16 @@ def _label(source: Outcomes) -> str:
     if source.sigma is not None:
         settings.append(f"\u03c3 = {tables.plain(source.sigma)}")
     if source.num_samples is not None:
-        settings.append(f"n = {source.num_samples:,}")
+        at_most = "\u2264" if source.stopping else "="
+        settings.append(f"n {at_most} {source.num_samples:,}")
+    if source.stopping is not None:
+        settings.append(f"stopped early by {source.stopping}")
     if source.alpha is not None:
         settings.append(f"\u03b1 = {tables.plain(source.alpha)}")
-    abstained = tables.number(Fraction(100 * int(source.abstained.sum()), source.num_examples), 1, "up")
-    settings.append(f"{source.num_examples:,} examples, {abstained}% abstained")
+    settings.append(f"{source.num_examples:,} examples")
+    if source.knows_abstentions:
+        abstained = tables.number(Fraction(100 * int(source.abstained.sum()), source.num_examples), 1, "up")
+        settings[-1] += f", {abstained}% abstained"
     name = source.name.replace("$", r"\$")
     return f"{name}\n{', '.join(settings)}"
 

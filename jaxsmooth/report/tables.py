@@ -23,16 +23,21 @@ _LEAST_P_A_DIGITS = (
     5  # bounds near 1 are told apart by their last digits: .99993 is the most that n = 1e5 gives
 )
 _MOST_RADII = 10
-_SETTINGS = {"sigma": "sigma", "num_samples": "n", "alpha": "alpha", "bound": "bound"}
+_SETTINGS = {"sigma": "sigma", "num_samples": "n", "alpha": "alpha", "bound": "bound", "stopping": "stopping"}
 
 
 def default_radii(sources: Sequence[Outcomes]) -> tuple[float, ...]:
     """0, 0.25, 0.5, ... as far as any source certifies, with a step that leaves at least 3 and at most 10 radii.
 
+    Where a source was tested at some radii only, these.
+
     Example:
         >>> default_radii([Outcomes("tiny", index=[0], label=[1], prediction=[1], radius=[1.1])])
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
+    tested = [s.tested_radii for s in sources if s.tested_radii is not None]
+    if tested:
+        return tuple(np.unique(np.concatenate(tested)).tolist())
     reach = max((float(s.radius[s.correct].max(initial=0.0)) for s in sources), default=0.0)
     if reach == 0.0:
         return (0.0,)
@@ -76,19 +81,21 @@ def summary(
     up = "up" if rounding == "down" else rounding
     known = [name for name in _SETTINGS if any(getattr(source, name) is not None for source in sources)]
     with_p_a = any(source.p_a_lower is not None for source in sources)
+    early = any(source.stopping is not None or source.unsampled is not None for source in sources)
     rows = []
     for source in sources:
         total = source.num_examples
         row = {"source": source.name}
         row |= {_SETTINGS[name]: _setting(getattr(source, name)) for name in known}
         row["examples"] = str(total)
-        counts = curves.certified_counts(source, radii)
-        row |= {
-            f"r={plain(radius)}": number(Fraction(int(count), total), digits, rounding) if count else "0"
-            for radius, count in zip(radii, counts, strict=True)
-        }
-        row["ACR"] = number(curves.average_certified_radius(source), digits, rounding)
-        row["abstain"] = number(Fraction(int(np.sum(source.abstained)), total), digits, up)
+        if early:
+            samples = None if source.samples is None else Fraction(int(np.sum(source.samples)), total)
+            row["samples"] = "" if samples is None else f"{-(-samples.numerator // samples.denominator)}"
+        row |= {f"r={plain(radius)}": _accuracy(source, radius, digits, rounding) for radius in radii}
+        knows_radii = source.tested_radii is None
+        row["ACR"] = number(curves.average_certified_radius(source), digits, rounding) if knows_radii else ""
+        abstained = Fraction(int(np.sum(source.abstained)), total)
+        row["abstain"] = number(abstained, digits, up) if source.knows_abstentions else ""
         if with_p_a:
             row |= _p_a_cells(source, max(digits, _LEAST_P_A_DIGITS), rounding)
         rows.append(row)
@@ -166,6 +173,14 @@ def csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")
 
 
+def _accuracy(source: Outcomes, radius: float, digits: int, rounding: str) -> str:
+    """Certified accuracy at one radius; nothing where it is not known."""
+    if not curves.is_known(source, radius):
+        return ""
+    count = int(curves.certified_counts(source, [radius])[0])
+    return number(Fraction(count, source.num_examples), digits, rounding) if count else "0"
+
+
 def _p_a_cells(source: Outcomes, digits: int, rounding: str) -> dict[str, str]:
     names = [f"p_A {plain(100 * probability)}%" for probability in P_A_QUANTILES]
     if source.p_a_lower is None:
@@ -181,7 +196,7 @@ def _setting(value: float | str | None) -> str:
 
 
 def _is_text(column: str) -> bool:
-    return column in ("source", "bound")
+    return column in ("source", "bound", "stopping")
 
 
 def _escape_markdown(text: str) -> str:

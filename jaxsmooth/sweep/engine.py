@@ -12,21 +12,24 @@ Nothing here touches a disk.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jaxsmooth import devices
 from jaxsmooth.noise import Noise
 from jaxsmooth.sampling import ApplyFn, Segments
 from jaxsmooth.validation import InputError
 
-# A step is made long enough that the host has time to plan and write, short enough to stop soon.
-_SECONDS_PER_STEP = 0.5
+# A step is made long enough that starting it costs little (on a CPU some 20% of one batch, most of it for fresh pages
+# of memory), short enough to stop soon.
+_SECONDS_PER_STEP = 2.0
 _STEPS_IN_FLIGHT = 2
+_NUM_SLOTS = 32  # examples in one step
 _MAX_ROWS = 2**30
 
 
@@ -53,7 +56,7 @@ class Procedure(Protocol):
     """How many samples an example gets."""
 
     @property
-    def marks(self) -> Sequence[int]:
+    def marks(self) -> ArrayLike:
         """Rising sample indices at which counts are wanted; the last is the most that is ever drawn."""
         ...
 
@@ -150,8 +153,7 @@ class Engine:
         self._step_fn = devices.segment_step(mesh, apply_fn, batch_size)
         self._marks = np.asarray(procedure.marks, np.int64)
         self._rows_per_step = batch_size
-        self._num_segments = max(64, 4 * len(self._marks))
-        self._num_slots = 32
+        self._num_segments = 2 * _NUM_SLOTS * min(len(self._marks), 16)
         self._open: dict[int, Stream] = {}
         self._shape: tuple[int, ...] | None = None
         self.usage = Usage()
@@ -209,7 +211,7 @@ class Engine:
             if stream is None:
                 break
             horizon = self._procedure.horizon(stream)
-            if stream.scheduled < horizon and len(slots) == self._num_slots:
+            if stream.scheduled < horizon and len(slots) == _NUM_SLOTS:
                 break
             while (
                 stream.scheduled < horizon
@@ -238,9 +240,9 @@ class Engine:
         segments: list[tuple[Stream, int, int]],
     ) -> _Step:
         images = [self._image(index) for index in examples]
-        xs = np.zeros((self._num_slots, *images[0].shape), np.float32)
+        xs = np.zeros((_NUM_SLOTS, *images[0].shape), np.float32)
         xs[: len(images)] = images
-        indices = np.zeros(self._num_slots, np.uint32)
+        indices = np.zeros(_NUM_SLOTS, np.uint32)
         indices[: len(examples)] = examples
         missing = self._num_segments - len(segments)
         packed = Segments(

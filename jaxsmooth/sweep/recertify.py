@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from jaxsmooth import noise as noise_lib
 from jaxsmooth import validation
-from jaxsmooth.certification import ABSTAIN, BOUNDS, certificate_from_counts
-from jaxsmooth.sweep.records import Manifest, Results, Row, dense
+from jaxsmooth.certification import ABSTAIN, BOUNDS, certificate_from_counts, split_level
+from jaxsmooth.confidence import clopper_pearson
+from jaxsmooth.sweep.records import VERDICTS, Manifest, Results, Row, dense
 from jaxsmooth.validation import InputError
 
 _CHUNK = 4096  # rows whose counts are held as dense arrays at once
@@ -24,6 +26,9 @@ class Settings(NamedTuple):
     num_samples: int
     alpha: float
     bound: str
+    stopping: str | None
+    radii: tuple[float, ...]
+    only_correct: bool
 
 
 def settings(manifest: Manifest) -> Settings:
@@ -33,6 +38,19 @@ def settings(manifest: Manifest) -> Settings:
         InputError: for a manifest that lacks one, or holds one outside its range.
     """
     bound = _entry(manifest, "bound")
+    rule = manifest.determines.get("stopping")
+    stopping: str | None = None
+    radii: tuple[float, ...] = ()
+    if rule is not None:
+        if not isinstance(rule, dict) or rule.get("rule") not in ("radii", "tolerance"):
+            raise InputError(
+                f"the manifest tells of a rule for stopping that this version does not know: {rule}"
+            )
+        if rule["rule"] == "radii":
+            radii = tuple(float(radius) for radius in _entry(manifest, "stopping", "radii"))
+            stopping = f"radii ({rule['guarantee']})" if "guarantee" in rule else "radius"
+        else:
+            stopping = f"tolerance {_entry(manifest, 'stopping', 'tolerance'):g}"
     return Settings(
         noise=noise_lib.from_name(
             _entry(manifest, "noise", "name"),
@@ -44,6 +62,9 @@ def settings(manifest: Manifest) -> Settings:
         num_samples=validation.check_integer("num_samples", _entry(manifest, "num_samples"), at_least=1),
         alpha=validation.check_alpha(_entry(manifest, "alpha")),
         bound=validation.check_choice("bound", bound, BOUNDS),
+        stopping=stopping,
+        radii=radii,
+        only_correct=bool(manifest.determines.get("only_correct", False)),
     )
 
 
@@ -62,12 +83,22 @@ def recertify(results: Results, *, alpha: float | None = None, bound: str | None
         Results whose rows and manifest state the new certificates; counts are unchanged.
 
     Raises:
-        InputError: for arguments outside their ranges, a manifest without what is needed, or counts that
-            cannot be (the example is named).
+        InputError: for arguments outside their ranges, a manifest without what is needed, counts that
+            cannot be (the example is named), samples that stopped early, or a bound that needs a selection stage
+            where there was none.
     """
     told = settings(results.manifest)
+    if told.stopping is not None:
+        raise InputError(
+            f"examples that stopped early (by {told.stopping}) cannot be certified again: how many samples they have "
+            "depends on what these were"
+        )
     alpha = told.alpha if alpha is None else validation.check_alpha(alpha)
     bound = told.bound if bound is None else validation.check_choice("bound", bound, BOUNDS)
+    if told.bound == "selection-free" != bound:
+        raise InputError(
+            f"bound {bound!r} needs counts of a selection stage, which bound 'selection-free' has not"
+        )
     rows = sorted(_certified(results.rows, told, alpha, bound), key=lambda row: row.index)
     determines = results.manifest.determines | {"alpha": alpha, "bound": bound}
     return Results(dataclasses.replace(results.manifest, determines=determines), rows)
@@ -77,11 +108,15 @@ def unsupported(results: Results) -> list[int]:
     """Indices of examples whose stored certificate claims more than their counts support.
 
     Stored radii may be a little smaller than recomputed ones (they were rounded down in float32), never larger. A
-    row that was changed by hand, or rows under the manifest of another run, come to light here.
+    row that was changed by hand, or rows under the manifest of another run, come to light here. Of an example that
+    stopped early each decision has to hold for a fixed number of samples at the same level, which any valid plan
+    implies.
 
     Raises:
         InputError: as :func:`recertify`.
     """
+    if settings(results.manifest).stopping is not None:
+        return _unsupported_decisions(results)
     stored = {row.index: row for row in results.rows}
     return [
         row.index
@@ -91,10 +126,37 @@ def unsupported(results: Results) -> list[int]:
     ]
 
 
+def _unsupported_decisions(results: Results) -> list[int]:
+    told = settings(results.manifest)
+    level_a, level_b = split_level(told.alpha, told.bound)
+    doubtful = []
+    for row in results.rows:
+        selection_counts = _dense_counts([row], "selection_counts", told.num_classes)[0]
+        selected = int(np.argmax(selection_counts))
+        said = [decision for decision in row.decisions if decision.verdict == VERDICTS[0]]
+        claimed = max((decision.radius for decision in said), default=0.0)
+        if row.radius > claimed or row.prediction not in (ABSTAIN, selected):
+            doubtful.append(row.index)
+            continue
+        for decision in said:
+            counts = dense(decision.counts, told.num_classes)
+            p_a = clopper_pearson(counts[selected], decision.num_samples, level_a, bound="lower")
+            p_b = 1.0 - p_a
+            if level_b is not None:
+                others = np.delete(counts, selected).max() + decision.num_samples - counts.sum()
+                p_b = np.minimum(p_b, clopper_pearson(others, decision.num_samples, level_b, bound="upper"))
+            radius = 0.5 * float(told.noise.scale) * (special.ndtri(p_a) - special.ndtri(p_b))
+            if decision.radius > radius * (1.0 + _FLOAT32_STEPS):
+                doubtful.append(row.index)
+                break
+    return doubtful
+
+
 def _certified(rows: list[Row], told: Settings, alpha: float, bound: str) -> Iterator[Row]:
     by_num_samples: dict[int, list[Row]] = {}
     for row in rows:
         by_num_samples.setdefault(row.num_samples, []).append(row)
+    yield from by_num_samples.pop(0, [])  # left at their selection stage: nothing is claimed of them
     for num_samples, group in by_num_samples.items():
         for start in range(0, len(group), _CHUNK):
             chunk = group[start : start + _CHUNK]

@@ -40,12 +40,33 @@ class Manifest:
         determines: everything that the certificates depend on; folders may only be merged or resumed
             when it is equal. Keys: parameters (a fingerprint), model, data (name, split, fingerprint,
             num_classes), noise (name, sigma), alpha, bound, num_samples, selection_samples,
-            seed, prng, inference_dtype.
+            seed, prng, inference_dtype; and, where they are used, stopping (rule, its numbers, a
+            fingerprint of its plan) and only_correct.
         describes: about the run only: versions, devices, processes, command, time.
     """
 
     determines: dict[str, Any]
     describes: dict[str, Any]
+
+
+VERDICTS = ("certified", "not certified", "undecided")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What was decided about one radius of an example that stopped early, and the counts that it comes from.
+
+    Attributes:
+        radius: the radius in question, or the one certified where the radius was free.
+        verdict: one of ``VERDICTS``.
+        num_samples: samples of the estimation stage up to the look that decided.
+        counts: class -> count up to there.
+    """
+
+    radius: float
+    verdict: str
+    num_samples: int
+    counts: dict[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +77,16 @@ class Row:
         index: position in the split of the data set.
         label: true class.
         prediction: certified class, or -1 for abstention.
-        radius: certified radius, 0 on abstention.
+        radius: certified radius, 0 on abstention; of radii tested one by one the largest that was certified.
         p_a_lower: lower bound on the probability of the selected class.
         p_b_upper: upper bound on the probability of every other class.
         counts: class -> count in the estimation stage; classes never seen are left out.
         selection_counts: the same of the selection stage.
-        num_samples: samples drawn in the estimation stage; more than ``counts`` sum to where logits
-            were not finite.
+        num_samples: samples of the estimation stage; more than ``counts`` sum to where logits
+            were not finite. 0 where the selection stage named a wrong class and that was enough.
         selection_samples: samples drawn in the selection stage.
         seconds: time spent on the example.
+        decisions: of an example that stopped early.
     """
 
     index: int
@@ -78,6 +100,7 @@ class Row:
     num_samples: int
     selection_samples: int
     seconds: float
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def correct(self) -> bool:
@@ -107,7 +130,10 @@ def dense(counts: dict[int, int], num_classes: int) -> np.ndarray:
 
 def encode(row: Row) -> str:
     """A row as one line of JSON."""
-    return json.dumps({"version": VERSION, **dataclasses.asdict(row)})
+    values = dataclasses.asdict(row)
+    if not row.decisions:
+        del values["decisions"]
+    return json.dumps({"version": VERSION, **values})
 
 
 def decode(line: str) -> Row:
@@ -128,25 +154,43 @@ def decode(line: str) -> Row:
             f"its format version {version} is newer than {VERSION}; update jaxsmooth to read it"
         )
     names = {field.name for field in dataclasses.fields(Row)}
-    if missing := sorted(names - values.keys()):
+    if missing := sorted(names - values.keys() - {"decisions"}):
         raise InputError(f"it lacks {', '.join(missing)}")
     if unknown := sorted(values.keys() - names):
         raise InputError(f"it has unknown fields {', '.join(unknown)}")
     try:
         for name in ("counts", "selection_counts"):
-            values[name] = {int(c): _whole(count) for c, count in values[name].items()}
+            values[name] = _counts(values[name])
         for name in ("index", "label", "prediction", "num_samples", "selection_samples"):
             values[name] = _whole(values[name])
         for name in ("radius", "p_a_lower", "p_b_upper", "seconds"):
             values[name] = float(values[name])
+        values["decisions"] = tuple(
+            Decision(
+                float(decision["radius"]),
+                VERDICTS[VERDICTS.index(decision["verdict"])],
+                _whole(decision["num_samples"]),
+                _counts(decision["counts"]),
+            )
+            for decision in values.get("decisions", ())
+        )
         row = Row(**values)
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, KeyError):
         raise InputError("a field has a value of the wrong kind") from None
-    for name, total in (("counts", row.num_samples), ("selection_counts", row.selection_samples)):
-        counts = getattr(row, name)
-        if min(counts.values(), default=0) < 0 or min(counts, default=0) < 0 or sum(counts.values()) > total:
-            raise InputError(f"its {name} are negative or sum to more than the {total} samples drawn")
+    _check_counts("counts", row.counts, row.num_samples)
+    _check_counts("selection_counts", row.selection_counts, row.selection_samples)
+    for decision in row.decisions:
+        _check_counts("decisions' counts", decision.counts, min(decision.num_samples, row.num_samples))
     return row
+
+
+def _counts(values: dict[str, Any]) -> dict[int, int]:
+    return {int(c): _whole(count) for c, count in values.items()}
+
+
+def _check_counts(name: str, counts: dict[int, int], total: int) -> None:
+    if min(counts.values(), default=0) < 0 or min(counts, default=0) < 0 or sum(counts.values()) > total:
+        raise InputError(f"its {name} are negative or sum to more than the {total} samples drawn")
 
 
 def write_part(folder: epath.PathLike, name: str, rows: Iterable[Row]) -> None:

@@ -20,11 +20,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxsmooth import certification, confidence, files, validation
+from jaxsmooth import certification, confidence, files, stopping, validation
 from jaxsmooth.noise import Gaussian
 from jaxsmooth.sampling import ApplyFn
-from jaxsmooth.sweep import records
-from jaxsmooth.sweep.engine import Engine, FixedStages, Stream, Usage
+from jaxsmooth.sweep import procedures, records
+from jaxsmooth.sweep.engine import Engine, Stream, Usage
 from jaxsmooth.validation import InputError
 
 
@@ -37,8 +37,12 @@ class Settings:
         num_samples: samples of the estimation stage.
         selection_samples: samples of the selection stage.
         alpha: probability that the statement about one example is false.
-        bound: "two-sided" or "one-sided".
+        bound: "two-sided", "one-sided" or "selection-free"; "one-sided" with radii.
         seed: of all noise.
+        radii: stop when it is decided for each of these radii whether it is certified; num_samples is the most.
+        guarantee: of several radii, "each" or "simultaneous"; see ``stopping.certify_radii``.
+        tolerance: stop when the radius in hand is at least 1 - tolerance of what num_samples could give.
+        only_correct: leave examples whose selection stage names a wrong class at that.
     """
 
     sigma: float
@@ -47,9 +51,13 @@ class Settings:
     alpha: float
     bound: str
     seed: int
+    radii: tuple[float, ...] = ()
+    guarantee: str = "each"
+    tolerance: float | None = None
+    only_correct: bool = False
 
     def check(self) -> None:
-        """Raises InputError for a setting outside its range."""
+        """Raises InputError for a setting outside its range, or settings that exclude each other."""
         validation.check_positive("sigma", self.sigma)
         validation.check_integer(
             "num_samples", self.num_samples, at_least=1, at_most=confidence.MAX_NUM_SAMPLES
@@ -58,6 +66,74 @@ class Settings:
         validation.check_alpha(self.alpha)
         validation.check_choice("bound", self.bound, certification.BOUNDS)
         validation.check_integer("seed", self.seed, at_least=0)
+        validation.check_choice("guarantee", self.guarantee, stopping.GUARANTEES)
+        if self.radii and self.tolerance is not None:
+            raise InputError(
+                f"radii must not be given together with tolerance, got {list(self.radii)} and {self.tolerance}"
+            )
+        if self.radii and self.bound != "one-sided":
+            raise InputError(
+                f"bound must be 'one-sided' with radii, whose tests bound p_A alone, got {self.bound!r}"
+            )
+        if self.bound == "selection-free":
+            for name, value in (
+                ("tolerance", self.tolerance is not None),
+                ("only_correct", self.only_correct),
+            ):
+                if value:
+                    raise InputError(f"{name} needs a selection stage, which bound 'selection-free' has not")
+        self._plans()
+
+    def _plans(self) -> tuple[Any, ...]:
+        """What decides when to stop; empty where the number of samples is fixed."""
+        if self.radii:
+            return stopping.stopping_plans(
+                self.radii, sigma=self.sigma, alpha=self.alpha, num_samples=self.num_samples
+            )
+        if self.tolerance is not None:
+            plan = stopping.tolerance_plan(
+                self.tolerance, alpha=self.alpha, num_samples=self.num_samples, bound=self.bound
+            )
+            return (plan,)
+        return ()
+
+    def procedure(self, labels: np.ndarray) -> procedures.Statement:
+        """How many samples each example gets, and what is said about it.
+
+        Args:
+            labels: int[num_examples], true classes.
+        """
+        noise = Gaussian(self.sigma)
+        procedure: procedures.Statement
+        if self.radii:
+            procedure = procedures.FixedRadii(self._plans(), self.guarantee, self.selection_samples)
+        elif self.tolerance is not None:
+            procedure = procedures.FreeRadius(self._plans()[0], noise, self.selection_samples)
+        else:
+            procedure = procedures.FixedSize(noise, self.stages[0], self.num_samples, self.alpha, self.bound)
+        if self.only_correct:
+            procedure = procedures.OnlyCorrect(procedure, labels, self.selection_samples)
+        return procedure
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """Samples of the selection stage (0 where there is none) and the most of the estimation stage."""
+        return (0 if self.bound == "selection-free" else self.selection_samples, self.num_samples)
+
+    def stopping(self) -> dict[str, Any]:
+        """What the manifest says about early stopping; empty without."""
+        entries: dict[str, Any] = {}
+        if self.radii:
+            entries["stopping"] = {"rule": "radii", "radii": list(self.radii)}
+            if len(self.radii) > 1:
+                entries["stopping"]["guarantee"] = self.guarantee
+        elif self.tolerance is not None:
+            entries["stopping"] = {"rule": "tolerance", "tolerance": self.tolerance}
+        if entries:
+            entries["stopping"]["plan"] = procedures.plan_fingerprint(self._plans())
+        if self.only_correct:
+            entries["only_correct"] = True
+        return entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +240,11 @@ def make_manifest(
             "alpha": settings.alpha,
             "bound": settings.bound,
             "num_samples": settings.num_samples,
-            "selection_samples": settings.selection_samples,
+            "selection_samples": settings.stages[0],
             "seed": settings.seed,
             "prng": "threefry2x32",
             "inference_dtype": source.inference_dtype,
+            **settings.stopping(),
         },
         describes={
             "versions": {"python": platform.python_version(), **versions},
@@ -242,13 +319,14 @@ def certify_dataset(
             correct=sum(row.correct for row in done.values()),
             usage=Usage(),
         )
+        procedure = settings.procedure(np.asarray(source.labels))
         engine = Engine(
             mesh,
             source.apply_fn,
             source.params,
             Gaussian(settings.sigma),
             seed=settings.seed,
-            procedure=FixedStages((settings.selection_samples, settings.num_samples)),
+            procedure=procedure,
             images=source.images,
             num_classes=source.num_classes,
             batch_size=batch_size,
@@ -260,7 +338,7 @@ def certify_dataset(
         on_update(progress)
         try:
             for finished in engine.run(streams):
-                rows = [make_row(stream, source, settings) for stream in finished]
+                rows = [make_row(stream, source, procedure) for stream in finished]
                 progress.done += len(rows)
                 progress.correct += sum(row.correct for row in rows)
                 writer.add(rows, engine)
@@ -273,29 +351,13 @@ def certify_dataset(
     return progress
 
 
-def make_row(stream: Stream, source: Source, settings: Settings) -> records.Row:
-    """The row of a finished example: its certificate in float64, from its counts."""
-    selection_counts, counts = stream.counts
-    certificate = certification.certificate_from_counts(
-        selection_counts,
-        counts,
-        noise=Gaussian(settings.sigma),
-        num_samples=settings.num_samples,
-        alpha=settings.alpha,
-        bound=settings.bound,
-    )
+def make_row(stream: Stream, source: Source, procedure: procedures.Statement) -> records.Row:
+    """The row of a finished example: what its procedure says of its counts, in float64."""
     return records.Row(
         index=stream.index,
         label=int(source.labels[stream.index]),
-        prediction=int(certificate.prediction),
-        radius=float(certificate.radius),
-        p_a_lower=float(certificate.p_a_lower),
-        p_b_upper=float(certificate.p_b_upper),
-        counts=records.sparse(counts),
-        selection_counts=records.sparse(selection_counts),
-        num_samples=settings.num_samples,
-        selection_samples=settings.selection_samples,
         seconds=round(stream.seconds, 6),
+        **procedure.fields(stream),
     )
 
 

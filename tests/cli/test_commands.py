@@ -131,10 +131,30 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
         (["certify", "--num-samples", "0"], "num_samples must be at least 1, got 0"),
         (["certify", "--selection-samples", "0"], "selection_samples must be at least 1, got 0"),
         (["certify", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["certify", "--bound", "best"], "bound must be one of 'two-sided', 'one-sided', got 'best'"),
         (
-            ["certify", "--data", "mnist9"],
-            "data must be one of 'cifar10', 'cifar100', 'digits', 'fashion-mnist', ",
+            ["certify", "--bound", "best"],
+            "bound must be one of 'two-sided', 'one-sided', 'selection-free', got 'best'",
+        ),
+        (["certify", "--radius", "0"], "radius must be positive and finite, got 0.0"),
+        (["certify", "--radius", "nan"], "radius must be positive and finite, got nan"),
+        (["certify", "--radius", "2"], "radius must be at most 0.952"),
+        (["certify", "--radii", "0.25", "0.25"], "radii must increase, each given once, got [0.25, 0.25]"),
+        (["certify", "--radii", "0.25", "--radius", "0.5"], "radius must not be given together with radii"),
+        (["certify", "--radius", "0.25", "--bound", "two-sided"], "bound must be 'one-sided' with radii"),
+        (
+            ["certify", "--radii", "0.1", "0.2", "--guarantee", "all"],
+            "guarantee must be one of 'each', 'simultaneous'",
+        ),
+        (["certify", "--tolerance", "1"], "tolerance must lie in (0, 1), got 1.0"),
+        (
+            ["certify", "--tolerance", "0.1", "--radius", "0.5"],
+            "radii must not be given together with tolerance",
+        ),
+        (["certify", "--only-correct", "--bound", "selection-free"], "only_correct needs a selection stage"),
+        (["certify", "--data", "mnist9"], "data must be one of 'cifar10', 'cifar100', 'digits', "),
+        (
+            ["certify", "--data", "svhn", "--data-dir", "nowhere"],
+            "`jaxsmooth prepare svhn --data-dir nowhere`",
         ),
         (["certify", "--split", "val"], "split must be one of"),
         (["certify", "--indices", "500"], "indices must lie in 0..499"),
@@ -188,6 +208,38 @@ def test_config_files_with_mistakes(capsys, tmp_path, text, said):
     assert code == 2
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_early_stopping_from_command_to_report(capsys, checkpoint, tmp_path):
+    certify = ["certify", "--checkpoint", checkpoint, "--num-samples", 2000, "--max", 8]
+    code, out, _ = call(capsys, *certify, "--radii", 0.1, 0.3, "--only-correct", "--out", tmp_path / "radii")
+    assert code == 0
+    assert out.startswith("certified 8 examples")
+    code, _, err = call(capsys, *certify, "--radii", 0.1, 0.4, "--only-correct", "--out", tmp_path / "radii")
+    assert code == 2
+    assert "stopping.radii: [0.1, 0.3] there, [0.1, 0.4] now" in err
+    code, _, _ = call(capsys, *certify, "--tolerance", 0.1, "--out", tmp_path / "tolerance")
+    assert code == 0
+    code, out, err = call(capsys, "report", tmp_path / "radii", tmp_path / "tolerance")
+    assert code == 0
+    assert "r=0.1" in out
+    assert "r=0.3" in out
+    assert "stopping differs: radii (each) (radii), tolerance 0.1 (tolerance)" in err
+    code, _, err = call(capsys, "report", tmp_path / "radii", "--radii", 0.2)
+    assert code == 2
+    assert "radii must be among those tested in radii, 0.1, 0.3, got 0.2" in err
+    code, _, err = call(capsys, "report", tmp_path / "tolerance", "--alpha", 0.01)
+    assert code == 2
+    assert "cannot be certified again" in err
+
+
+def test_predict_stops_early(capsys, checkpoint):
+    predict = ["predict", "--checkpoint", checkpoint, "--max", 6, "--num-samples", 2000]
+    code, out, err = call(capsys, *predict, "--stop-early")
+    assert code == 0
+    _, fixed, _ = call(capsys, *predict)
+    assert len(out.splitlines()) == len(fixed.splitlines()) == 7
+    assert int(err.split("abstained; ")[1].split(" samples")[0].replace(",", "")) < 6 * 2000
 
 
 def test_outputs_that_hold_something_else_are_left_alone(capsys, checkpoint, tmp_path):

@@ -256,3 +256,111 @@ def test_a_damaged_row_is_named(capsys, tmp_path):
     part.write_text(part.read_text()[:-20])
     with pytest.raises(InputError, match=r"0\.jsonl line 3 is damaged: it is not valid JSON"):
         report(capsys, folder)
+
+
+def make_early_folder(path: Path, **change: object) -> Path:
+    """Tested at 0.25 and 0.5 with sigma 0.5: both, the first, none (undecided), and left at its selection stage."""
+    determines = {
+        "data": {"name": "made up", "num_classes": 2},
+        "noise": {"name": "gaussian", "sigma": 0.5},
+        "alpha": 0.001,
+        "bound": "one-sided",
+        "num_samples": 1000,
+        "selection_samples": 10,
+        "stopping": {"rule": "radii", "radii": [0.25, 0.5], "guarantee": "each", "plan": "0"},
+        "only_correct": True,
+        **change,
+    }
+
+    def decision(radius, verdict, num_samples, count):
+        return records.Decision(radius, verdict, num_samples, {0: count, 1: num_samples - count})
+
+    both = (decision(0.25, "certified", 60, 60), decision(0.5, "certified", 60, 60))
+    first = (decision(0.25, "certified", 60, 58), decision(0.5, "not certified", 100, 85))
+    none = (decision(0.25, "undecided", 1000, 700), decision(0.5, "not certified", 60, 40))
+    rows = [
+        records.Row(0, 0, 0, 0.5, 0.0, 1.0, {0: 60}, {0: 10}, 60, 10, 1.0, both),
+        records.Row(1, 0, 0, 0.25, 0.0, 1.0, {0: 85, 1: 15}, {0: 10}, 100, 10, 1.0, first),
+        records.Row(2, 0, -1, 0.0, 0.0, 1.0, {0: 700, 1: 300}, {0: 10}, 1000, 10, 1.0, none),
+        records.Row(3, 1, -1, 0.0, 0.0, 1.0, {}, {0: 10}, 0, 10, 1.0),
+    ]
+    records.create(path, records.Manifest(determines, {}))
+    records.write_part(path, "0", rows)
+    return path
+
+
+def test_tested_radii_are_all_that_is_known(capsys, tmp_path):
+    early, fixed = make_early_folder(tmp_path / "early"), make_folder(tmp_path / "fixed")
+    out, err = report(capsys, early, fixed, "--radii", 0, 0.25, 0.5)
+    rows = {row["source"]: row for row in cells(out)}
+    assert [rows["early"][f"r={r}"] for r in ("0", "0.25", "0.5")] == ["", "0.5000", "0.2500"]
+    assert all(rows["fixed"][f"r={r}"] for r in ("0", "0.25", "0.5"))
+    assert [rows["early"][name] for name in ("ACR", "abstain", "p_A 50%")] == ["", "", ""]
+    assert (rows["early"]["stopping"], rows["fixed"]["stopping"]) == ("radii (each)", "")
+    assert (rows["early"]["samples"], rows["fixed"]["samples"]) == ("300", "1010")
+    assert "stopping differs: radii (each) (early), none (fixed)" in err
+    assert "undecided with all 1000 samples, counted as not certified: 1 at r=0.25" in err
+    assert "1 of 4 examples were left at a selection stage" in err
+    assert "claim more" not in err
+
+
+def test_default_radii_are_those_tested(capsys, tmp_path):
+    out, _ = report(capsys, make_early_folder(tmp_path / "early"))
+    assert [name for name in cells(out)[0] if name.startswith("r=")] == ["r=0.25", "r=0.5"]
+
+
+def test_picture_of_tested_radii(capsys, tmp_path):
+    report(capsys, make_early_folder(tmp_path / "early"), "--plot", tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--radii", 0.3], "radii must be among those tested in early, 0.25, 0.5, got 0.3"),
+        (["--alpha", 0.01], r"examples that stopped early \(by radii \(each\)\) cannot be certified again"),
+        (["--bound", "two-sided"], "cannot be certified again"),
+        (
+            ["--format", "cohen-tsv"],
+            "needs the radius of every example, and early was tested at 0.25, 0.5 only",
+        ),
+    ],
+)
+def test_what_early_rows_cannot_answer(capsys, tmp_path, arguments, said):
+    early = make_early_folder(tmp_path / "early")
+    with pytest.raises(InputError, match=said):
+        report(capsys, early, *arguments)
+
+
+def test_decisions_that_claim_too_much_are_noticed(capsys, tmp_path):
+    early = make_early_folder(tmp_path / "early")
+    part = early / "parts" / "0.jsonl"
+    part.write_text(part.read_text().replace('{"0": 58, "1": 2}', '{"0": 48, "1": 12}'))
+    _, err = report(capsys, early)
+    assert "1 rows claim more than their counts support (first: index 1)" in err
+
+
+def test_an_unknown_rule_is_refused(capsys, tmp_path):
+    early = make_early_folder(tmp_path / "early", stopping={"rule": "oracle"})
+    with pytest.raises(InputError, match="does not know"):
+        report(capsys, early)
+
+
+def test_only_correct_with_a_fixed_number_can_be_certified_again(capsys, tmp_path):
+    folder = make_folder(tmp_path / "r")
+    results = records.read_results(folder)
+    determines = {**results.manifest.determines, "only_correct": True}
+    left = dataclasses.replace(results.rows[2], prediction=-1, radius=0.0, counts={}, num_samples=0)
+    made = records.Results(records.Manifest(determines, {}), [*results.rows[:2], left])
+    again = recertify(made, alpha=0.01)
+    assert [row.num_samples for row in again.rows] == [1000, 1000, 0]
+    assert again.rows[0].radius > results.rows[0].radius
+    assert again.rows[2] == left
+
+
+def test_selection_free_counts_cannot_be_split(tmp_path):
+    results = records.read_results(make_folder(tmp_path / "r"))
+    free = recertify(results, bound="selection-free")
+    assert [row.prediction for row in free.rows] == [row.prediction for row in results.rows]
+    with pytest.raises(InputError, match="bound 'one-sided' needs counts of a selection stage"):
+        recertify(free, bound="one-sided")

@@ -34,6 +34,15 @@ def test_images_come_by_class_then_name_with_their_pixels(tmp_path):
     assert isinstance(train.images, Pixels)
 
 
+def test_the_title_leaves_out_where_the_folder_is(tmp_path, monkeypatch):
+    make(tmp_path / "photos")
+    assert load(tmp_path / "photos", suffix=",crop=4").title == "folder:photos,crop=4"
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "./photos", "photos/"):
+        dataset = registry.load(f"folder:{name}", "train")
+        assert (dataset.name, dataset.title) == (f"folder:{name}", "folder:photos")
+
+
 @pytest.mark.parametrize("level", ["val", "validation"])
 def test_the_test_split_may_have_other_names(tmp_path, level):
     make(tmp_path, splits=(level,))

@@ -7,9 +7,11 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from jaxsmooth.sweep import records
@@ -32,7 +34,7 @@ print("ready", flush=True)
 try:
     run.certify_dataset(
         options["out"], source, settings, range(40), mesh=devices.noise_mesh(), batch_size=options["batch_size"],
-        shard=shard, checkpoint_every=options["every"],
+        shard=shard, checkpoint_every=options["every"], on_update=lambda _: print("step", flush=True),
     )
 except run.Interrupted as stop:
     import os
@@ -43,7 +45,7 @@ if "coordinator" in options:
 
 
 def start(**options):
-    """A process that runs the sweep; it prints "ready" before it begins."""
+    """A process that runs the sweep; it prints "ready" before it begins, and "step" after every step."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps({"batch_size": 16, "every": 0.01, **options})],
         stdout=subprocess.PIPE,
@@ -51,6 +53,12 @@ def start(**options):
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+def await_steps(process, number):
+    """Waits until a process has begun its sweep and done a number of steps, or has ended."""
+    for _ in range(number + 2):  # after "ready" comes a first "step" of what was there
+        process.stdout.readline()
 
 
 def kill(process):
@@ -72,19 +80,25 @@ def comparable(folder):
 
 
 def kill_and_resume(out, kills, rng):
-    """Starts a sweep, kills it at a random moment, starts it again, ...; the last is left to finish."""
+    """Starts a sweep, kills it at a random moment, starts it again, ...; the last is left to finish.
+
+    The moment is counted in steps, which begin short and double in length, and then in milliseconds, so that the
+    first kill comes before the end on any machine. Returns the number of kills.
+    """
     done = 0
     while True:
         process = start(out=str(out), batch_size=4)
-        assert process.stdout.readline() == "ready\n"
-        try:
-            code, err = finish(process, timeout=rng.uniform(0.3, 2.5) if done < kills else 240)
-        except subprocess.TimeoutExpired:
-            kill(process)
-            done += 1
-            continue
-        assert code == 0, err
-        return done
+        if done == kills:
+            code, err = finish(process)
+            assert code == 0, err
+            return done
+        await_steps(process, rng.randrange(13))  # 4 + 8 + ... rows: less than a third of the sweep
+        time.sleep(rng.uniform(0, 0.1))
+        kill(process)
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0
+            return done
+        done += 1
 
 
 def main():

@@ -170,7 +170,7 @@ def test_rows_that_claim_too_much_are_found():
         ({"noise": {"name": "cauchy", "sigma": 1}}, "noise must be one of 'gaussian', got 'cauchy'"),
         ({"data": None}, "the manifest is damaged: it lacks determines.data.num_classes"),
         ({"alpha": "small"}, "alpha must be a number, got 'small'"),
-        ({"bound": None}, "bound must be one of 'two-sided', 'one-sided', got None"),
+        ({"bound": None}, "bound must be one of 'two-sided', 'one-sided', 'selection-free', got None"),
         (
             {"data": {"num_classes": 2}},
             "example 3 has counts for class 2, but the manifest tells of 2 classes",
