@@ -46,6 +46,8 @@ class ImportTorch:
     normalization: str | None = None
     """What the network does with its input first: cifar10, cifar10-mean-only, imagenet, imagenet-mean-only or none.
     Needed unless the file says it (MACER and rs4a do). Salman's networks mostly subtract the mean only."""
+    data_dir: Path | None = None
+    """Where prepared data sets are, for --check; $TFDS_DATA_DIR or ~/tensorflow_datasets if not given."""
     check: int = 0
     """Measure the accuracy on so many noised test images first; needs the data set. Shows a wrong normalization."""
 
@@ -105,7 +107,7 @@ def _check_accuracy(imported: Any, options: ImportTorch) -> str:
     from jaxsmooth.training.loop import check_fits
 
     number = validation.check_integer("check", options.check, at_least=1)
-    dataset = data_registry.load(options.data, "test")
+    dataset = data_registry.load(options.data, "test", options.data_dir)
     check_fits(imported.spec, dataset)
     indices = np.unique(np.linspace(0, len(dataset) - 1, number).astype(int))
     apply_fn, params = registry.inference(imported.model)

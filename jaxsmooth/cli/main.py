@@ -14,6 +14,7 @@ from jaxsmooth.validation import InputError
 # run(options).
 COMMANDS = {
     "demo": "train, certify and report on handwritten digits, in about two minutes",
+    "prepare": "download a data set of tensorflow-datasets, once",
     "train": "train a network with Gaussian noise",
     "import-torch": "turn a published PyTorch checkpoint into a checkpoint folder",
     "models": "list the networks, with what they cost",

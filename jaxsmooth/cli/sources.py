@@ -42,6 +42,7 @@ def load_source(
     checkpoint: Path | None,
     data: str | None,
     split: str,
+    data_dir: Path | None = None,
     *,
     model: str | None = None,
     sigma: float | None = None,
@@ -53,6 +54,7 @@ def load_source(
         checkpoint: folder made by ``jaxsmooth train`` or ``import-torch``; None with ``model``.
         data: name of the data set; the one of the training when None.
         split: of the data set.
+        data_dir: where prepared data sets are.
         model: a user's own, ``package.module:factory``; see :func:`load_user_model`. None with ``checkpoint``.
         sigma: of the noise; the one of the training when None, which needs a checkpoint.
         inference_dtype: in which the network computes, "float32" or "bfloat16".
@@ -69,7 +71,7 @@ def load_source(
         raise InputError(f"either checkpoint or model must be given, got {checkpoint} and {model}")
     if checkpoint is not None:
         network, description = checkpoints.load_model(checkpoint)
-        dataset = data_registry.load(data or description.data, split)
+        dataset = data_registry.load(data or description.data, split, data_dir)
         check_fits(description.model, dataset)
         sigma = description.sigma if sigma is None else sigma
         classifier = Classifier(
@@ -86,7 +88,7 @@ def load_source(
                 f"sigma must be given with model {model}, which does not say what it was trained with"
             )
         classifier = load_user_model(model, inference_dtype)
-        dataset = data_registry.load(data, split)
+        dataset = data_registry.load(data, split, data_dir)
         _check_user_model(classifier, dataset)
     source = Source(
         apply_fn=classifier.apply_fn,
@@ -96,7 +98,7 @@ def load_source(
         images=lambda index: dataset.images[index],
         labels=dataset.labels,
         num_classes=dataset.num_classes,
-        data={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+        data={"name": dataset.title, "split": dataset.split, "fingerprint": dataset.fingerprint},
         inference_dtype=inference_dtype,
     )
     return source, sigma

@@ -344,7 +344,7 @@ def mnist(monkeypatch):
             torch_networks.make("lenet")(torch.from_numpy(images.transpose(0, 3, 1, 2))).argmax(1).numpy()
         )
     dataset = Dataset("mnist", "test", images, labels, tuple("0123456789"), (0.0,), (1.0,))
-    monkeypatch.setattr(data_registry, "load", lambda name, split: dataset)
+    monkeypatch.setattr(data_registry, "load", lambda name, split, data_dir: dataset)
     return dataset
 
 
