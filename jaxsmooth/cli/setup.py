@@ -21,6 +21,8 @@ class SamplingOptions:
     """Checkpoint folder made by `jaxsmooth train`."""
     data: str | None = None
     """Data set; the one of the training if not given."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if not given."""
     split: str = "test"
     """Split of the data set."""
     sigma: float | None = None
@@ -72,7 +74,9 @@ def set_up(options: SamplingOptions) -> SetUp:
 
     batch_size = machine.parse_batch_size(options.batch_size)
     mesh = devices.noise_mesh(options.num_devices, options.platform)
-    source, trained_sigma = sources.load_source(options.checkpoint, options.data, options.split)
+    source, trained_sigma = sources.load_source(
+        options.checkpoint, options.data, options.split, options.data_dir
+    )
     indices = sweep.choose_indices(
         len(source.labels), skip=options.skip, maximum=options.max, indices=options.indices
     )
