@@ -14,7 +14,9 @@ from jaxsmooth.certification import ABSTAIN
 from jaxsmooth.noise import Noise
 from jaxsmooth.sampling import ApplyFn
 from jaxsmooth.stopping.stream import Stream, check_example, sample_until
-from jaxsmooth.stopping.tolerance import HOPE, looks_and_levels
+from jaxsmooth.stopping.tolerance import looks_and_levels
+
+_HOPE = 0.05  # level of the bound in the rule that gives up; costs a few percent of the answers that are nearly ties
 
 
 class EarlyPrediction(NamedTuple):
@@ -48,7 +50,7 @@ def predict_early(
     (20% for all looks but the last); the first answer is given. *Proof*: at each look by itself the test of
     the leader against the runner-up returns a wrong class with probability at most its level (Hung and
     Fithian 2019: the leader may be chosen by the same data), and the first answer is wrong only if some
-    look's answer is. It abstains early when not even an upper 99% bound on the leader's share of the two would
+    look's answer is. It abstains early when not even an upper 95% bound on the leader's share of the two would
     let ``num_samples`` samples answer: abstaining is never wrong.
 
     Args:
@@ -144,7 +146,7 @@ def _prediction_tables(alpha: float, num_samples: int) -> _Tables:
     thresholds = [confidence.binomial_test_table(n, level) for n, level in zip(looks, levels, strict=True)]
     # The share q that the leader needs among as many trials as N samples would bring. Its upper score bound (Wilson
     # 1927) at a count f of m reaches q if f >= m q - z sqrt(m q (1 - q)).
-    z = float(special.ndtri(1.0 - HOPE))
+    z = float(special.ndtri(1.0 - _HOPE))
     hopes = []
     for n in looks:
         trials = np.arange(n + 1)

@@ -82,6 +82,7 @@ def certify_radius(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxsmooth import Gaussian
+        >>> from jaxsmooth.stopping import stopping_plan
         >>> apply_fn = lambda w, inputs: inputs @ w
         >>> plan = stopping_plan(1.0, sigma=0.5, alpha=0.001, num_samples=100_000)
         >>> certificate = certify_radius(jax.random.key(0), apply_fn, jnp.eye(2), jnp.array([2.0, 0.0]),
@@ -152,6 +153,7 @@ def certify_radii(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxsmooth import Gaussian
+        >>> from jaxsmooth.stopping import stopping_plans
         >>> apply_fn = lambda w, inputs: inputs @ w
         >>> plans = stopping_plans([0.5, 1.0, 1.5], sigma=0.5, alpha=0.001, num_samples=100_000)
         >>> certificate = certify_radii(jax.random.key(0), apply_fn, jnp.eye(2), jnp.array([2.0, 0.0]),

@@ -33,7 +33,9 @@ class Description:
         data: name of the data set that it was trained on.
         sigma: standard deviation of the noise in training.
         training: all training options.
+        data_fingerprint: of the training split.
         step: newest step on disk.
+        sums: of the metrics over the steps of the epoch that it lies in, when it is not the end of one.
         fingerprint: of the weights at that step.
         shapes: of the weights, by place.
         files: SHA-256 of the files of that step.
@@ -43,7 +45,9 @@ class Description:
     data: str
     sigma: float
     training: dict[str, Any]
+    data_fingerprint: str = ""
     step: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -59,17 +63,21 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
         optimizer: state of the optimizer, any pytree of arrays.
     """
     folder = _absolute(folder)
-    (folder / STEPS).mkdir(parents=True, exist_ok=True)
+    writes = jax.process_index() == 0  # Orbax is called by all processes of a job, the rest is for one
+    if writes:
+        (folder / STEPS).mkdir(parents=True, exist_ok=True)
     target = folder / STEPS / f"{description.step:08d}"
     weights = nnx.to_pure_dict(model)
     try:
-        if target.exists():
+        if writes and target.exists():
             target.rmtree()
         ocp.save_checkpointables(target, {"model": weights, "optimizer": jax.tree.leaves(optimizer)})
     except OSError as error:
         raise InputError(
             f"could not write {target}: {error.strerror or error}; earlier steps are intact"
         ) from None
+    if not writes:
+        return
     description = dataclasses.replace(
         description,
         fingerprint=registry.fingerprint(weights),
@@ -121,8 +129,7 @@ def load_model(folder: epath.PathLike) -> tuple[nnx.Module, Description]:
         InputError: for a missing or damaged checkpoint, or weights of another architecture.
     """
     description = describe(folder)
-    model = registry.build(description.model)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(registry.abstract(description.model))
     weights = _load(folder, description, {"model": nnx.to_pure_dict(state)})["model"]
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graphdef, state), description

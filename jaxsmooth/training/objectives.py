@@ -16,10 +16,12 @@ class Loss(NamedTuple):
     Attributes:
         value: mean loss over the batch.
         accuracy: share of noised images that are classified correctly.
+        gradient_norm: l2 norm of the gradient, filled in by the loop.
     """
 
     value: jax.Array
     accuracy: jax.Array
+    gradient_norm: jax.Array | float = 0.0
 
 
 def gaussian_augmentation(

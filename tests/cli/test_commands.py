@@ -123,7 +123,7 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["dance"], "command must be one of demo, train"),
+        (["dance"], "command must be one of demo, prepare, train"),
         (["certify", "--alpha", "1.5"], "alpha must lie in (0, 1), got 1.5"),
         (["certify", "--alpha", "x"], "--alpha"),
         (["certify", "--sigma", "-1"], "sigma must be positive and finite, got -1.0"),
@@ -151,7 +151,11 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
             "radii must not be given together with tolerance",
         ),
         (["certify", "--only-correct", "--bound", "selection-free"], "only_correct needs a selection stage"),
-        (["certify", "--data", "mnist9"], "data must be one of 'digits', got 'mnist9'"),
+        (["certify", "--data", "mnist9"], "data must be one of 'cifar10', 'cifar100', 'digits', "),
+        (
+            ["certify", "--data", "svhn", "--data-dir", "nowhere"],
+            "`jaxsmooth prepare svhn --data-dir nowhere`",
+        ),
         (["certify", "--split", "val"], "split must be one of"),
         (["certify", "--indices", "500"], "indices must lie in 0..499"),
         (["certify", "--skip", "0"], "skip must be at least 1, got 0"),
@@ -169,7 +173,7 @@ def test_too_few_samples_warn_with_the_smallest_number(capsys, checkpoint, tmp_p
         (["predict", "--checkpoint", "nowhere"], "checkpoint must be a folder"),
         (["train"], "--out"),
         (["train", "--out", "DIR", "--sigma", "0"], "sigma must be positive and finite, got 0.0"),
-        (["train", "--out", "DIR", "--data", "faces"], "data must be one of 'digits', got 'faces'"),
+        (["train", "--out", "DIR", "--data", "faces"], "got 'faces'"),
         (["train", "--out", "DIR", "--model", "vgg"], "model must be one of"),
     ],
 )
