@@ -125,9 +125,6 @@ def main() -> None:
         ["network, dtype, batch", "samples/s with noise", "share by difference", "noise alone / step"],
     )
     for name in options.network:
-        if name == "vit-b16" and name not in steps.registry.names():
-            report.note("vit-b16: not in this version")
-            continue
         for dtype in options.dtype:
             result = measure_share(mesh, name, dtype, options)
             report.add(

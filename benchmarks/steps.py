@@ -21,8 +21,6 @@ from jaxsmooth.models import registry
 from jaxsmooth.sampling import ApplyFn
 
 SIGMA = 0.25
-_CIFAR, _IMAGENET = (32, 32, 3), (224, 224, 3)
-_SHAPES = {"digits-cnn": ((8, 8, 1), 10), "resnet50": (_IMAGENET, 1000), "vit-b16": (_IMAGENET, 1000)}
 _EVERYWHERE, _SPLIT = PartitionSpec(), PartitionSpec(devices.NOISE_AXIS)
 
 # Dense FLOP/s of one device, from the manufacturers' data sheets: of the vector units in float32 (of the matrix units
@@ -44,7 +42,6 @@ class Network(NamedTuple):
 
     Attributes:
         name: as in the registry.
-        spec: how to build it.
         model: the module, with batch normalisation.
         apply_fn: for inference.
         params: for inference.
@@ -53,18 +50,11 @@ class Network(NamedTuple):
     """
 
     name: str
-    spec: registry.ModelSpec
     model: nnx.Module
     apply_fn: ApplyFn
     params: Any
     shape: tuple[int, ...]
     num_classes: int
-
-
-def specification(name: str) -> registry.ModelSpec:
-    """A network of the registry in its usual size."""
-    shape, num_classes = _SHAPES.get(name, (_CIFAR, 10))
-    return registry.ModelSpec(name, num_classes, shape, (0.5,) * shape[-1], (0.25,) * shape[-1])
 
 
 def network(name: str, dtype: str = "float32") -> Network:
@@ -79,16 +69,14 @@ def network(name: str, dtype: str = "float32") -> Network:
     """
     if name not in registry.names():
         raise SystemExit(f"network must be one of {', '.join(registry.names())}, got {name!r}")
-    spec = specification(name)
-    model = registry.build(spec)
+    usual = registry.NETWORKS[name]
+    channels = usual.input_shape[-1]
+    model = registry.build(
+        registry.ModelSpec(name, usual.num_classes, usual.input_shape, (0.5,) * channels, (0.25,) * channels)
+    )
     random_statistics(model)
-    apply_fn, params = inference(model, dtype)
-    return Network(name, spec, model, apply_fn, params, spec.input_shape, spec.num_classes)
-
-
-def inference(model: nnx.Module, dtype: str) -> registry.Inference:
-    """The two arguments that sampling takes."""
-    return registry.inference(model) if dtype == "float32" else registry.inference(model, dtype=dtype)
+    apply_fn, params = registry.inference(model, dtype)
+    return Network(name, model, apply_fn, params, usual.input_shape, usual.num_classes)
 
 
 def random_statistics(model: nnx.Module) -> None:

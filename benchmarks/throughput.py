@@ -150,9 +150,6 @@ def main() -> None:
         ],
     )
     for name, dtype, batch_size in itertools.product(options.network, options.dtype, options.batch_size):
-        if name == "vit-b16" and name not in steps.registry.names():
-            report.note("vit-b16: not in this version")
-            continue
         result = measure(
             mesh, name, dtype, batch_size, options.samples_per_example, options.seconds, options.repetitions
         )
