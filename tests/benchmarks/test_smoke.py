@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # The longest first, for they run two at a time.
-PROGRAMS = ["startup", "scaling", "versus_pytorch", "noise", "throughput", "samples_to_decide"]
+PROGRAMS = [
+    "startup",
+    "scaling",
+    "versus_pytorch",
+    "certified_accuracy",
+    "noise",
+    "throughput",
+    "samples_to_decide",
+]
 
 
 def arguments(program, folder):
