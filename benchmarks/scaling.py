@@ -182,16 +182,14 @@ def scale_sweep(options: argparse.Namespace, cache: str, report: list[common.Rep
     points = [(examples, options.samples[0]) for examples in options.examples]
     points += [(options.examples[0], samples) for samples in options.samples[1:]]
     answers: dict[tuple[int, int], list[dict[str, Any]]] = {point: [] for point in points}
+    fixed = {name: getattr(options, name) for name in ("network", "dtype", "batch_size")}
+    request = {"kind": "sweep", "cache": cache, **fixed}
+    if not options.smoke:  # fills the compilation cache: compiling takes memory, too
+        common.run_worker("scaling.py", request | {"num_examples": 1, "num_samples": 100})
     for _ in range(options.rounds):
         for examples, samples in points:
-            request = {
-                "kind": "sweep",
-                "cache": cache,
-                "num_examples": examples,
-                "num_samples": samples,
-                **{name: getattr(options, name) for name in ("network", "dtype", "batch_size")},
-            }
-            answers[examples, samples].append(common.run_worker("scaling.py", request))
+            point = request | {"num_examples": examples, "num_samples": samples}
+            answers[examples, samples].append(common.run_worker("scaling.py", point))
     begin(options, report, answers[points[0]][0]["machine"])
     report[0].table(
         f"{options.network}, {options.dtype}: sweeps by number of examples and of samples, median (min..max)",
@@ -256,9 +254,9 @@ def main() -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        nargs="+",
-        default=[1_000, 2_000, 4_000, 8_000],
-        help="per example of the sweeps",
+        nargs="*",
+        default=[],
+        help="per example of the sweeps; if not given, chosen so that the smallest sweep takes about --seconds",
     )
     options = common.parse(
         parser, network="digits-cnn", batch_size=16, rounds=1, devices=[1, 2], examples=[2], samples=[200]

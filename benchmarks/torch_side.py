@@ -120,14 +120,16 @@ def usual_counts(
 
 
 def make_step(
-    model: nn.Module, sigma: float, batch_size: int, num_classes: int, dtype: torch.dtype
+    model: nn.Module, x: torch.Tensor, sigma: float, batch_size: int, num_classes: int, dtype: torch.dtype
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """One batch without leaving the device: ``step(counts, x) -> counts``. Noise is float32, then cast."""
+    like = x.repeat((batch_size, 1, 1, 1)).contiguous(
+        memory_format=torch.channels_last
+    )  # a shape and a layout
 
     def step(counts: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn((batch_size, *x.shape), device=x.device)
-        noise = noise.contiguous(memory_format=torch.channels_last)
-        answers = model((x + sigma * noise).to(dtype)).argmax(1)
+        inputs = torch.randn_like(like) * sigma + x
+        answers = model(inputs.to(dtype)).argmax(1)
         return counts + functional.one_hot(answers, num_classes).sum(0)
 
     return step
@@ -170,6 +172,7 @@ class Side:
         self.options = options
         self.x = torch.from_numpy(stored["inputs"])[0].to(self.device)
         self.ways = {}
+        torch.compiler.reset()  # beyond a few variants of one function it would stop compiling, silently
         inputs = torch.from_numpy(stored["inputs"]).to(self.device)
         tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -207,16 +210,19 @@ class Side:
                 return usual_counts(model, self.x, sigma, num_samples, batch_size, num_classes)
         else:
             dtype = getattr(torch, options["dtype"])
-            step = make_step(self._model(True, dtype), sigma, batch_size, num_classes, dtype)
+            step = make_step(self._model(True, dtype), self.x, sigma, batch_size, num_classes, dtype)
             if options["compile"]:
                 step = torch.compile(step, mode=options["compile"])
 
             def way(num_samples: int) -> np.ndarray:
                 counts = torch.zeros(num_classes, dtype=torch.int64, device=self.device)
                 for _ in range(num_samples // batch_size):
-                    if options["compile"]:
+                    if options["compile"] not in (
+                        "",
+                        "default",
+                    ):  # perhaps a CUDA graph, which reuses its output
                         torch.compiler.cudagraph_mark_step_begin()
-                        counts = counts.clone()  # the graph reuses its output
+                        counts = counts.clone()
                     counts = step(counts, self.x)
                 return counts.cpu().numpy()
 
