@@ -91,6 +91,72 @@ def test_neighbours_are_uncorrelated():
         assert abs(np.mean(left * right)) < 5.5 / left.size**0.5
 
 
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_known_answers_of_threefry(key, counter, words):
+    """The published test vectors of threefry2x32 with 20 rounds (Random123, kat_vectors)."""
+    found = noise_lib.threefry2x32(
+        *(np.uint32(k) for k in key), *(jnp.array([c], jnp.uint32) for c in counter)
+    )
+    assert tuple(int(word[0]) for word in found) == words
+
+
+def test_threefry_is_the_one_of_jax():
+    from jax.extend.random import threefry_2x32
+
+    key = jax.random.key_data(jax.random.key(11))
+    counters = np.arange(2000, dtype=np.uint32) * np.uint32(2654435761)
+    found = noise_lib.threefry2x32(key[0], key[1], jnp.asarray(counters[:1000]), jnp.asarray(counters[1000:]))
+    np.testing.assert_array_equal(np.concatenate(found), threefry_2x32(key, jnp.asarray(counters)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100_000])
+def test_values_are_box_muller_of_their_words(size):
+    """In float64 from the same words, to 4e-7 of the length of each pair."""
+    key = jax.random.key(12)
+    data = [int(word) for word in jax.random.key_data(key)]
+    half = (size + 1) // 2
+    first, second = (
+        np.asarray(word, np.uint32)
+        for word in noise_lib.threefry2x32(
+            *(np.uint32(word) for word in data),
+            jnp.full(half, noise_lib._DOMAIN, jnp.uint32),
+            jnp.arange(half, dtype=jnp.uint32),
+        )
+    )
+    length = np.sqrt(-2 * np.log(((first >> 1) + 0.5) / 2**31))
+    angle = (second << np.uint32(2)).astype(np.int32) / 2**32 * np.pi / 2
+    sign = np.where(second >> np.uint32(31), -1.0, 1.0)
+    swapped = (second >> np.uint32(30)) & 1 == 1
+    long, short = sign * length * np.cos(angle), length * np.sin(angle)
+    expected = np.concatenate([np.where(swapped, short, long), np.where(swapped, long, short)])[:size]
+    found = np.asarray(Gaussian(1.0).sample(key, (size,), jnp.float32), np.float64)
+    scale = np.concatenate([length, length])[:size]
+    # Near u = 1 the length of float32 words is coarse: 2^-24 / length.
+    np.testing.assert_array_less(np.abs(found - expected), 4e-7 * scale + 6e-8 / np.maximum(scale, 3e-4))
+
+
+def test_octants_are_equally_likely(draws):
+    """The angle of pairs, and their squared length, whatever the octant; false alarm 1e-6 each."""
+    x, y = draws[:500_000], draws[500_000:]
+    octant = ((np.arctan2(y, x) + np.pi) // (np.pi / 4)).astype(int) % 8
+    assert stats.chisquare(np.bincount(octant, minlength=8)).pvalue > 1e-6
+    assert stats.kstest(np.arctan2(y, x)[:200_000], stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-6
+    assert stats.kstest((x**2 + y**2)[:200_000], stats.chi2(2).cdf).pvalue > 1e-6
+    assert abs(np.corrcoef(x**2, y**2)[0, 1]) < 5.5 / 500_000**0.5
+
+
+def test_refuses_other_generators():
+    with pytest.raises(jaxsmooth.InputError, match="key must use threefry2x32, got rbg"):
+        Gaussian(0.25).sample(jax.random.key(0, impl="rbg"), (3,))
+
+
 TRANSFORMS = {
     "jit": lambda draw, keys, noise: np.stack([jax.jit(draw)(key, noise) for key in keys]),
     "vmap": lambda draw, keys, noise: jax.vmap(draw, (0, None))(keys, noise),

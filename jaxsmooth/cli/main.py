@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from jaxsmooth.cli import configuration
 from jaxsmooth.validation import InputError
 
-# One file per command, with a dataclass of its options (named after it) and run(options).
+# One file per command, with a dataclass of its options (named after it: ImportTorch in import_torch.py) and
+# run(options).
 COMMANDS = {
     "demo": "train, certify and report on handwritten digits, in about two minutes",
     "prepare": "download a data set of tensorflow-datasets, once",
     "train": "train a network with Gaussian noise",
+    "import-torch": "turn a published PyTorch checkpoint into a checkpoint folder",
+    "models": "list the networks, with what they cost",
     "certify": "certify the examples of a data set into a results folder",
     "predict": "predict with the smoothed classifier, or abstain",
     "merge": "join the results folders of a sweep",
@@ -44,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, program: str, arguments: Sequence[str]) -> None:
-    command = importlib.import_module(f"jaxsmooth.cli.{name}")
+    command = importlib.import_module(f"jaxsmooth.cli.{name.replace('-', '_')}")
+    options = getattr(command, "".join(map(str.capitalize, name.split("-"))))
     try:
-        command.run(configuration.parse(getattr(command, name.capitalize()), arguments, program))
+        command.run(configuration.parse(options, arguments, program))
     except InputError as error:
         _fail(program, str(error))
     except KeyboardInterrupt:

@@ -6,21 +6,52 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxsmooth import validation
-from jaxsmooth.models import resnet
+from jaxsmooth.models import densenet, resnet, vit, wide_resnet
 from jaxsmooth.models.digits_cnn import DigitsCNN
 from jaxsmooth.models.layers import fold_batch_norm
+from jaxsmooth.models.lenet import LeNet
 from jaxsmooth.sampling import ApplyFn
 
-_NETWORKS: dict[str, Callable[..., nnx.Module]] = {
-    "cifar-resnet20": resnet.cifar_resnet20,
-    "cifar-resnet56": resnet.cifar_resnet56,
-    "cifar-resnet110": resnet.cifar_resnet110,
-    "digits-cnn": DigitsCNN,
-    "resnet50": resnet.resnet50,
+DTYPES = ("float32", "bfloat16")
+
+
+class Network(NamedTuple):
+    """A kind of network.
+
+    Attributes:
+        make: ``make(num_classes, input_shape, mean, sd, rngs=...)`` builds one.
+        num_classes: number of classes in its usual use.
+        input_shape: [height, width, channels] there.
+        origin: where it comes from.
+    """
+
+    make: Callable[..., nnx.Module]
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    origin: str
+
+
+_CIFAR = (32, 32, 3)
+_IMAGENET = (224, 224, 3)
+NETWORKS: dict[str, Network] = {
+    "cifar-densenet40": Network(densenet.cifar_densenet40, 10, _CIFAR, "Huang 2017; Jeong & Shin 2020"),
+    "cifar-resnet20": Network(resnet.cifar_resnet20, 10, _CIFAR, "He 2016; Cohen 2019"),
+    "cifar-resnet56": Network(resnet.cifar_resnet56, 10, _CIFAR, "He 2016"),
+    "cifar-resnet110": Network(resnet.cifar_resnet110, 10, _CIFAR, "He 2016; Cohen 2019"),
+    "digits-cnn": Network(DigitsCNN, 10, (8, 8, 1), "the demo"),
+    "lenet": Network(LeNet, 10, (28, 28, 1), "LeCun 1998; Zhai 2020"),
+    "resnet50": Network(resnet.resnet50, 1000, _IMAGENET, "He 2016; Cohen 2019"),
+    "vit-b16": Network(vit.vit_b16, 1000, _IMAGENET, "Dosovitskiy 2021"),
+    "vit-s16": Network(vit.vit_s16, 1000, _IMAGENET, "Touvron 2021"),
+    "wide-resnet28-10": Network(wide_resnet.wide_resnet28_10, 10, _CIFAR, "Zagoruyko & Komodakis 2016"),
+    "wide-resnet40-2": Network(
+        wide_resnet.wide_resnet40_2, 10, _CIFAR, "Zagoruyko & Komodakis 2016; Yang 2020"
+    ),
 }
 
 
@@ -73,34 +104,70 @@ class Inference(NamedTuple):
 
 def names() -> list[str]:
     """Names of the networks that :func:`build` knows."""
-    return sorted(_NETWORKS)
+    return sorted(NETWORKS)
 
 
 def build(spec: ModelSpec, seed: int = 0) -> nnx.Module:
     """A network with fresh weights.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown name, or an input shape that the network cannot take.
     """
     validation.check_choice("model", spec.name, names())
-    return _NETWORKS[spec.name](spec.num_classes, spec.input_shape, spec.mean, spec.sd, rngs=nnx.Rngs(seed))
+    return NETWORKS[spec.name].make(
+        spec.num_classes, spec.input_shape, spec.mean, spec.sd, rngs=nnx.Rngs(seed)
+    )
 
 
-def inference(model: nnx.Module) -> Inference:
+def abstract(spec: ModelSpec) -> nnx.Module:
+    """The same network with shapes in place of weights, to be filled: drawing random weights only to replace them costs
+    several seconds of compilation.
+
+    Raises:
+        InputError: as :func:`build`.
+    """
+    return nnx.eval_shape(lambda: build(spec))
+
+
+def evaluation_view(model: nnx.Module) -> nnx.Module:
+    """The same network with deterministic layers and running statistics switched on.
+
+    A network left in training mode makes every row depend on its batch, and a certificate from it is worthless.
+    """
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def inference(model: nnx.Module, dtype: str = "float32") -> Inference:
     """A network in evaluation mode with its batch normalisation folded into the convolutions, for certification.
 
-    Deterministic layers and running statistics are switched on: a network left in training mode makes
-    every row depend on its batch, and a certificate from it is worthless.
+    The certificate is about the function that ran, so its arithmetic is pinned: "float32" asks for the highest
+    precision of convolutions and matrix products (otherwise GPUs use TF32 and TPUs bfloat16 for them); "bfloat16"
+    casts the parameters here and the inputs inside ``apply_fn``, after the noise was added in float32. Folding, the
+    normalisation layer and softmax are in float32 in both.
+
+    Args:
+        model: any NNX network.
+        dtype: one of :data:`DTYPES`.
+
+    Returns:
+        ``apply_fn`` and ``params``; the logits are float32 in both.
+
+    Raises:
+        InputError: for another dtype.
     """
-    view = nnx.view(
-        fold_batch_norm(model), deterministic=True, use_running_average=True, raise_if_not_found=False
-    )
-    graphdef, params = nnx.split(view)
+    validation.check_choice("inference_dtype", dtype, DTYPES)
+    graphdef, params = nnx.split(evaluation_view(fold_batch_norm(model)))
+    compute = jnp.dtype(dtype)
+    precision = "highest" if dtype == "float32" else "default"
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(compute) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     def apply_fn(params: Any, inputs: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params)(inputs)
+        with jax.default_matmul_precision(precision):
+            return nnx.merge(graphdef, params)(inputs.astype(compute)).astype(jnp.float32)
 
-    return Inference(apply_fn, params)
+    return Inference(apply_fn, jax.tree.map(cast, params))
 
 
 def fingerprint(params: Any) -> str:
@@ -108,7 +175,8 @@ def fingerprint(params: Any) -> str:
     digest = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     for path, leaf in leaves:
-        array = np.asarray(leaf)
+        key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if key else leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -75,6 +75,7 @@ class ResNet(nnx.Module):
     ):
         self.normalize = Normalize(mean, sd)
         self.large_stem = large_stem
+        self.stages = stages
         channels = input_shape[-1]
         self.stem = ConvNorm(channels, widths[0], *((7, 2) if large_stem else (3, 1)), rngs=rngs)
         blocks, features = [], widths[0]

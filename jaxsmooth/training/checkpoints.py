@@ -129,8 +129,7 @@ def load_model(folder: epath.PathLike) -> tuple[nnx.Module, Description]:
         InputError: for a missing or damaged checkpoint, or weights of another architecture.
     """
     description = describe(folder)
-    model = registry.build(description.model)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(registry.abstract(description.model))
     weights = _load(folder, description, {"model": nnx.to_pure_dict(state)})["model"]
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graphdef, state), description

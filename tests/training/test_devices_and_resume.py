@@ -67,7 +67,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
-    monkeypatch.setitem(registry._NETWORKS, "small", Small)
+    monkeypatch.setitem(registry.NETWORKS, "small", registry.Network(Small, 2, (8, 8, 3), "a test"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def run(dataset, out, options=OPTIONS, stop_after=None, **arguments):
 def whole(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "c"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._NETWORKS, "small", Small)
+        patch.setitem(registry.NETWORKS, "small", registry.Network(Small, 2, (8, 8, 3), "a test"))
         losses = run(dataset, out, num_devices=1)
     return out, losses
 
