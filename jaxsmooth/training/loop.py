@@ -40,6 +40,7 @@ _BEFORE_A_CHECKPOINT = {LOCK, METRICS, checkpoints.STEPS}
 _BATCH_AXIS = "batch"
 # How many steps may be on their way before the host looks at a loss.
 _STEPS_IN_FLIGHT = 2
+_STEPS_BETWEEN_TALKS = 16
 # Options that change no number, so that they may differ between the parts of a resumed training.
 _MACHINE_OPTIONS = ("checkpoint_every", "checkpoint_seconds", "num_workers")
 _KEY_OF_THE_CHECK = 2**31 - 1  # folded in where training folds in its step
@@ -256,7 +257,9 @@ def train(
                 receive()
             done = step + 1
             ends_epoch = done % num_batches == 0
-            stop, old = _together(signals.received, time.monotonic() - saved_at > options.checkpoint_seconds)
+            stop, old = _together(
+                done, signals.received, time.monotonic() - saved_at > options.checkpoint_seconds
+            )
             if not (ends_epoch or stop or old):
                 continue
             while in_flight:
@@ -472,10 +475,15 @@ def _check_finite(out: epath.Path, options: Options, loss: float, gradient_norm:
     )
 
 
-def _together(signal_number: int, old: bool) -> tuple[int, bool]:
-    """The largest of what the hosts say, so that all of them stop and write at the same step."""
+def _together(step: int, signal_number: int, old: bool) -> tuple[int, bool]:
+    """The largest of what the hosts say, so that all of them stop and write at the same step.
+
+    Talking waits for the devices, so that several hosts do it only now and then.
+    """
     if jax.process_count() == 1:
         return signal_number, old
+    if step % _STEPS_BETWEEN_TALKS:
+        return 0, False
     said = multihost_utils.process_allgather(np.array([signal_number, old], np.int32))
     return int(said[:, 0].max()), bool(said[:, 1].max())
 

@@ -339,6 +339,7 @@ devices.leave_job()
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_losses_of_one(tmp_path):
     """Two processes with two devices each, every one reading half of each batch, against one with one."""
     with socket.socket() as s:
