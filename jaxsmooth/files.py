@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from etils import epath
@@ -32,6 +33,41 @@ def _flush_to_disk(file: IO[str]) -> None:
     except (OSError, AttributeError):  # a bucket's file has none; it is whole once it is closed
         return
     os.fsync(descriptor)
+
+
+@contextmanager
+def exclusive(path: epath.PathLike, used: str, *, remove: bool = False) -> Iterator[None]:
+    """Refuses a second run on the same files; the lock goes when the process does.
+
+    File systems without locks (buckets) are not protected.
+
+    Args:
+        path: of the lock, a file.
+        used: for the message, what is in use, such as "got runs/a: another run is writing there".
+        remove: whether to leave no file behind. Two runs that start just as a third one ends may then both go on.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"out must not be in use, {used}") from None
+        except (OSError, AttributeError):
+            pass
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def check_same(

@@ -36,7 +36,7 @@ class Train:
     data_dir: Path | None = None
     """Where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets when not given."""
     model: str = "digits-cnn"
-    """Network: digits-cnn."""
+    """Network; `jaxsmooth models` lists them."""
     sigma: float = 0.25
     """Standard deviation of the noise, in units of the image (pixels in [0, 1])."""
     epochs: int = 40

@@ -1,7 +1,12 @@
 """Batches for training, read through grain: shuffled, augmented, from any step on, by several workers and hosts."""
 
 import dataclasses
-from collections.abc import Iterator
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator
 from functools import lru_cache
 
 import numpy as np
@@ -54,8 +59,8 @@ class Batches:
 
     def iterate(
         self, first_step: int, num_steps: int, num_workers: int = 0
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of the steps ``first_step`` to ``num_steps - 1``, read ahead.
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """The batches of the steps ``first_step`` to ``num_steps - 1``, read ahead; close it when leaving early.
 
         Args:
             first_step: where to begin.
@@ -65,15 +70,44 @@ class Batches:
         import grain
 
         steps = grain.MapDataset.range(first_step, num_steps).map(self.batch)
-        ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
-        batches = steps.to_iter_dataset(ahead)
-        if num_workers:
-            from absl import flags
+        if not num_workers:
+            yield from steps.to_iter_dataset(
+                grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+            )
+            return
+        from absl import flags
 
-            if not flags.FLAGS.is_parsed():  # grain's processes read flags, which only programs of absl parse
-                flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-        return iter(batches)
+        if not flags.FLAGS.is_parsed():  # grain's processes read flags, which only programs of absl parse
+            flags.FLAGS.mark_as_parsed()
+        one_ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        batches = iter(
+            steps.to_iter_dataset(one_ahead).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_become_worker
+            )
+        )
+        try:
+            for images, labels in batches:
+                # Copies, so that nothing holds on to the shared memory in which they came.
+                yield np.array(images), np.array(labels)
+                del images, labels
+        finally:
+            batches.close()
+            del batches
+            gc.collect()  # grain's iterators point at each other and at the last batches in shared memory
+
+
+def _become_worker(*_: int) -> None:
+    """Leaves signals to the main process, which ends its workers, and ends with it when it is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @lru_cache(maxsize=2)

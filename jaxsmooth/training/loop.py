@@ -6,6 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,12 +29,18 @@ from jaxsmooth.signals import Signals
 from jaxsmooth.training import checkpoints, objectives
 from jaxsmooth.validation import InputError
 
+METRICS = "metrics.jsonl"
 SCHEDULES = ("cosine", "step")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+
+LOCK = "lock"
+# What a training leaves that ends before its first checkpoint.
+_BEFORE_A_CHECKPOINT = {LOCK, METRICS, checkpoints.STEPS}
 
 _BATCH_AXIS = "batch"
 # How many steps may be on their way before the host looks at a loss.
 _STEPS_IN_FLIGHT = 2
+_STEPS_BETWEEN_TALKS = 16
 # Options that change no number, so that they may differ between the parts of a resumed training.
 _MACHINE_OPTIONS = ("checkpoint_every", "checkpoint_seconds", "num_workers")
 _KEY_OF_THE_CHECK = 2**31 - 1  # folded in where training folds in its step
@@ -201,7 +208,7 @@ def train(
         state, opt_state = checkpoints.load_training(out, nnx.merge_state(params, rest), opt_state)
         params, rest = nnx.split_state(state, nnx.Param, ...)
         first_step, sums = existing.step, dict(existing.sums)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _BEFORE_A_CHECKPOINT):
         raise InputError(
             f"out must be a new, an empty or a checkpoint folder, got {out}, which holds something else"
         )
@@ -238,10 +245,12 @@ def train(
             multihost_utils.sync_global_devices("checkpoint")
         saved_at = time.monotonic()
 
-    with Signals() as signals:
-        for step, batch in enumerate(
-            batches.iterate(first_step, num_steps, options.num_workers), start=first_step
-        ):
+    reading = batches.iterate(first_step, num_steps, options.num_workers)
+    lock: AbstractContextManager[None] = nullcontext()
+    if jax.process_index() == 0:  # it writes for all hosts
+        lock = files.exclusive(out / LOCK, f"got {out}: another run is writing there", remove=True)
+    with lock, Signals() as signals, closing(reading):
+        for step, batch in enumerate(reading, start=first_step):
             images, labels = (jax.make_array_from_process_local_data(split, part) for part in batch)
             params, rest, opt_state, loss = step_fn(params, rest, opt_state, np.int32(step), images, labels)
             in_flight.append((step, loss))
@@ -249,7 +258,9 @@ def train(
                 receive()
             done = step + 1
             ends_epoch = done % num_batches == 0
-            stop, old = _together(signals.received, time.monotonic() - saved_at > options.checkpoint_seconds)
+            stop, old = _together(
+                done, signals.received, time.monotonic() - saved_at > options.checkpoint_seconds
+            )
             if not (ends_epoch or stop or old):
                 continue
             while in_flight:
@@ -317,7 +328,7 @@ def smoothed_accuracy(
 
     Args:
         model: the network, with its running statistics.
-        part: float32 images [num_images, ...] and labels.
+        part: images [num_images, ...], uint8 or float32 in [0, 1], and labels.
         options: sigma, ``check_samples`` and the seed.
         mesh: the devices of the training.
     """
@@ -340,22 +351,22 @@ def smoothed_accuracy(
 
 def _votes(graphdef: Any, options: Options, state: Any, start: jax.Array, images: jax.Array) -> jax.Array:
     """The class that most noised copies of each image fall into."""
-    noise = Gaussian(options.sigma)
+    noise, clean = Gaussian(options.sigma), to_float(images)
     key = jax.random.fold_in(jax.random.key(options.seed), _KEY_OF_THE_CHECK)
     key = jax.random.fold_in(key, start)
 
     def vote(sample: jax.Array, counts: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(key, sample), images.shape[0])
-        noised = images + jax.vmap(lambda key: noise.sample(key, images.shape[1:], jnp.float32))(keys)
+        noised = clean + jax.vmap(lambda key: noise.sample(key, images.shape[1:], jnp.float32))(keys)
         logits = nnx.merge(graphdef, state, copy=True)(noised)
         return counts + jax.nn.one_hot(jnp.argmax(logits, axis=-1), counts.shape[1], dtype=jnp.int32)
 
-    num_classes = jax.eval_shape(lambda x: nnx.merge(graphdef, state, copy=True)(x), images).shape[1]
+    num_classes = jax.eval_shape(lambda x: nnx.merge(graphdef, state, copy=True)(x), clean).shape[1]
     nothing = jnp.zeros((images.shape[0], num_classes), jnp.int32)
     return jnp.argmax(jax.lax.fori_loop(0, options.check_samples, vote, nothing), axis=-1)
 
 
-def _split(dataset: Dataset, options: Options) -> tuple[Batches, tuple[np.ndarray, np.ndarray]]:
+def _split(dataset: Dataset, options: Options) -> tuple[Batches, tuple[Any, np.ndarray]]:
     """The batches to train on, and the images kept apart with their labels."""
     if options.held_out >= len(dataset):
         raise InputError(
@@ -376,13 +387,16 @@ def _split(dataset: Dataset, options: Options) -> tuple[Batches, tuple[np.ndarra
         )
     hosts = (jax.process_index(), jax.process_count())
     batches = Batches(dataset, examples, options.batch_size, options.seed, options.augmentation, hosts)
-    return batches, (dataset.images[apart] if options.held_out else np.empty(0), dataset.labels[apart])
+    images = augmentation.read(dataset.images, apart, slice(None), "none", ()) if options.held_out else None
+    return batches, (images, dataset.labels[apart])
 
 
 def _mesh(batch_size: int, num_devices: int | None) -> Mesh:
     """The devices of all hosts, or the largest number of them that divides the batch."""
     devices = jax.devices()
     if jax.process_count() > 1:
+        if num_devices is not None:
+            raise InputError(f"num_devices must not be given with several hosts, got {num_devices}")
         if batch_size % len(devices):
             raise InputError(
                 f"batch_size must be a multiple of the {len(devices)} devices of all hosts, got {batch_size}"
@@ -462,10 +476,15 @@ def _check_finite(out: epath.Path, options: Options, loss: float, gradient_norm:
     )
 
 
-def _together(signal_number: int, old: bool) -> tuple[int, bool]:
-    """The largest of what the hosts say, so that all of them stop and write at the same step."""
+def _together(step: int, signal_number: int, old: bool) -> tuple[int, bool]:
+    """The largest of what the hosts say, so that all of them stop and write at the same step.
+
+    Talking waits for the devices, so that several hosts do it only now and then.
+    """
     if jax.process_count() == 1:
         return signal_number, old
+    if step % _STEPS_BETWEEN_TALKS:
+        return 0, False
     said = multihost_utils.process_allgather(np.array([signal_number, old], np.int32))
     return int(said[:, 0].max()), bool(said[:, 1].max())
 
@@ -496,7 +515,7 @@ class _MetricsLog:
     """``metrics.jsonl``: a line per epoch; lines of steps after the checkpoint that is resumed are taken back."""
 
     def __init__(self, out: epath.Path, first_step: int):
-        self._path = out / "metrics.jsonl"
+        self._path = out / METRICS
         if jax.process_index() or not self._path.exists():
             return
         lines = self._path.read_text().splitlines()

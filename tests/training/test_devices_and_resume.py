@@ -163,6 +163,35 @@ def test_old_checkpoints_are_followed_in_the_middle_of_an_epoch_and_resumed(data
     assert (tmp_path / "c" / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
 
 
+def test_a_training_that_ended_before_its_first_checkpoint_starts_anew(dataset, whole, tmp_path):
+    class Kill(Exception):
+        pass
+
+    def kill(progress):
+        if progress.step == 9:
+            raise Kill
+
+    options = dataclasses.replace(OPTIONS, checkpoint_every=2)
+    with pytest.raises(Kill):
+        loop.train(SPEC, dataset, options, tmp_path / "c", on_step=kill, num_devices=1)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["metrics.jsonl"]
+    assert run(dataset, tmp_path / "c", options, num_devices=1) == whole[1]
+    assert (tmp_path / "c" / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(dataset, tmp_path):
+    class Done(Exception):
+        pass
+
+    def start_another(_):
+        with pytest.raises(InputError, match=r"out must not be in use, got .*: another run is writing there"):
+            run(dataset, tmp_path / "c", num_devices=1)
+        raise Done
+
+    with pytest.raises(Done):
+        loop.train(SPEC, dataset, OPTIONS, tmp_path / "c", on_step=start_another, num_devices=1)
+
+
 def test_options_of_the_machine_may_change_on_resuming_others_not(dataset, whole, tmp_path):
     options = dataclasses.replace(OPTIONS, checkpoint_seconds=5.0, checkpoint_every=7, num_workers=3)
     assert run(dataset, whole[0], options) == {}
@@ -199,7 +228,7 @@ def test_images_kept_apart_are_checked_by_vote_and_not_trained_on(dataset):
     batches, (images, labels) = loop._split(dataset, OPTIONS)
     assert (len(batches.examples), len(images)) == (96, 8)
     apart = np.setdiff1d(np.arange(104), batches.examples)
-    np.testing.assert_array_equal(images, dataset.images[apart])
+    np.testing.assert_array_equal(images, dataset.images.raw[apart])
     np.testing.assert_array_equal(labels, dataset.labels[apart])
 
 
@@ -300,7 +329,7 @@ devices.join_job(coordinator, 2, int(process))
 from jaxsmooth.data import registry as data
 from jaxsmooth.models import registry
 from jaxsmooth.training import loop
-options = loop.Options(0.25, 1, 200, "sgd", 0.05, 1e-4, 0, 1, held_out=50, check_samples=4)
+options = loop.Options(0.25, 1, 400, "sgd", 0.05, 1e-4, 0, 1, held_out=50, check_samples=2)
 spec = registry.ModelSpec("digits-cnn", 10, (8, 8, 1), (0.3,), (0.4,))
 losses = []
 loop.train(spec, data.load("digits", "train"), options, out, on_step=lambda p: losses.append(p.loss))
@@ -310,6 +339,7 @@ devices.leave_job()
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_losses_of_one(tmp_path):
     """Two processes with two devices each, every one reading half of each batch, against one with one."""
     with socket.socket() as s:
@@ -327,7 +357,7 @@ def test_two_hosts_give_the_losses_of_one(tmp_path):
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [err[-2000:] for _, err in outputs]
     found = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
-    options = loop.Options(0.25, 1, 200, "sgd", 0.05, 1e-4, 0, 1, held_out=50, check_samples=4)
+    options = loop.Options(0.25, 1, 400, "sgd", 0.05, 1e-4, 0, 1, held_out=50, check_samples=2)
     spec = registry.ModelSpec("digits-cnn", 10, (8, 8, 1), (0.3,), (0.4,))
     losses = []
     loop.train(
@@ -342,4 +372,4 @@ def test_two_hosts_give_the_losses_of_one(tmp_path):
     np.testing.assert_allclose(found[0], losses, rtol=1e-4)
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
     _, description = checkpoints.load_model(tmp_path / "two")
-    assert description.step == 6
+    assert description.step == 3
