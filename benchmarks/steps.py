@@ -320,7 +320,8 @@ def flops_per_sample(net: Network, rows: int = 16) -> float | None:
 def peak_flops(mesh: Mesh, dtype: str, seconds: float = 1.0) -> tuple[float | None, str]:
     """FLOP/s that all devices of a mesh could do together, and where the figure comes from.
 
-    On a CPU it is the best that a large matrix product reaches there in five attempts, elsewhere the data sheet's; None where unknown.
+    On a CPU it is the best of five that a large matrix product reaches there, elsewhere the data sheet's; None where
+    unknown.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
