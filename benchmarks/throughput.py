@@ -1,174 +1,160 @@
-"""Samples per second: the bare forward pass, sampling, and the whole engine of a sweep, in one run.
+"""Samples per second: from the bare forward pass to the whole engine of a sweep, one step at a time.
 
-    python benchmarks/throughput.py --network cifar-resnet20 --batch-size 256 --json out.json
+    python benchmarks/throughput.py --network cifar-resnet20 resnet50 --batch-size 256 --json out.json
 
-Each figure is the median of interleaved repetitions, on all devices of this process together, after compiling.
-The bare pass is the jitted network on stored inputs, sharded over the same devices: what nothing
-built on this network could exceed.
+On all devices of this process together. Ratios are taken within each repetition.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from importlib import metadata
-from pathlib import Path
+import itertools
+from typing import Any
 
+import common
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+import steps
+from jax.sharding import Mesh
 
 from jaxsmooth import Gaussian, devices
-from jaxsmooth.models import registry
-from jaxsmooth.sweep.engine import Engine, FixedStages
+from jaxsmooth.sweep import procedures
+from jaxsmooth.sweep.engine import Engine
 
-SHAPES = {"digits-cnn": ((8, 8, 1), 10), "resnet50": ((224, 224, 3), 1000)}
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on besides the code."""
-    return {
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
-        "processor": platform.processor() or platform.machine(),
-        "system": platform.platform(),
-        "versions": {name: metadata.version(name) for name in ("jaxsmooth", "jax", "jaxlib", "flax")}
-        | {"python": platform.python_version()},
-    }
+NETWORKS = ["cifar-resnet20", "cifar-resnet110", "resnet50", "vit-b16"]
+LIMIT = "bare loop"
 
 
-def measure(network: str, batch_size: int, seconds: float, repetitions: int) -> dict[str, object]:
-    """Samples per second of each way, by repetition."""
-    mesh = devices.noise_mesh()
-    shape, num_classes = SHAPES.get(network, ((32, 32, 3), 10))
-    channels = shape[-1]
-    spec = registry.ModelSpec(network, num_classes, shape, (0.5,) * channels, (0.25,) * channels)
-    apply_fn, params = registry.inference(registry.build(spec))
-    params = devices.replicate(params, mesh)
-    noise = Gaussian(0.25)
-    images = np.random.default_rng(0).random((16, *shape), np.float32)
-    split = PartitionSpec(devices.NOISE_AXIS)
-    stored = jax.device_put(
-        np.random.default_rng(1).random((batch_size, *shape), np.float32), NamedSharding(mesh, split)
+def engine_way(mesh: Mesh, net: steps.Network, batch_size: int, samples_per_example: int) -> common.Way:
+    """The engine as ``jaxsmooth certify`` uses it, certificates included, over examples of a fixed size."""
+    selection = min(100, samples_per_example // 2)
+    procedure = procedures.FixedSize(
+        Gaussian(steps.SIGMA), selection, samples_per_example - selection, alpha=0.001, bound="two-sided"
     )
-    forward = jax.jit(jax.shard_map(apply_fn, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split))
-    key = jax.random.key(0)
-
-    def bare(batches: int) -> int:
-        out = [forward(params, stored) for _ in range(batches)]
-        jax.block_until_ready(out)
-        return batches * batch_size
-
-    def noise_only(batches: int) -> int:
-        out = [draw(key, jnp.arange(batch_size)) for _ in range(batches)]
-        jax.block_until_ready(out)
-        return batches * batch_size
-
-    draw = jax.jit(
-        jax.shard_map(
-            lambda key, samples: jax.vmap(
-                lambda j: noise.sample(jax.random.fold_in(key, j), shape, jnp.float32)
-            )(samples),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), split),
-            out_specs=split,
-        )
+    stored = steps.images(net.shape)
+    engine = Engine(
+        mesh,
+        net.apply_fn,
+        net.params,
+        Gaussian(steps.SIGMA),
+        seed=0,
+        procedure=procedure,
+        images=lambda index: stored[index % len(stored)],
+        num_classes=net.num_classes,
+        batch_size=batch_size,
     )
+    rows = steps.rows_per_device(batch_size, mesh) * mesh.size
+    next_index = itertools.count()
 
-    def sampling(batches: int) -> int:
-        devices.sharded_sample_counts(
-            key,
-            apply_fn,
-            params,
-            images[0],
-            mesh=mesh,
-            noise=noise,
-            num_samples=batches * batch_size,
-            batch_size=batch_size,
-        )
-        return batches * batch_size
-
-    # Several examples in every repetition, whose budgets are no multiple of the batch.
-    def make_engine(batches: int) -> tuple[Engine, int]:
-        per_example = max(2, batches * batch_size // 5)
-        engine = Engine(
-            mesh,
-            apply_fn,
-            params,
-            noise,
-            seed=0,
-            procedure=FixedStages((min(100, per_example - 1), per_example - min(100, per_example - 1))),
-            images=lambda i: images[i % 16],
-            num_classes=num_classes,
-            batch_size=batch_size,
-        )
-        return engine, per_example
-
-    bare(1)
-    started = time.perf_counter()
-    bare(2)
-    batches = max(2, round(2 * seconds / (time.perf_counter() - started)))
-    engine, per_example = make_engine(batches)
-
-    def sweep(batches: int) -> int:
+    def way(batches: int) -> int:
         before = engine.usage.samples
-        for _ in engine.run(engine.fresh(i) for i in range(5)):
-            pass
+        examples = max(1, round(batches * rows / samples_per_example))
+        for finished in engine.run(engine.fresh(next(next_index)) for _ in range(examples)):
+            for stream in finished:
+                procedure.fields(stream)
         return engine.usage.samples - before
 
-    ways = {"bare": bare, "noise only": noise_only, "sample_counts": sampling, "engine": sweep}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(1 if way is not sweep else batches)
-    for _ in range(repetitions):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            samples = way(batches)
-            rates[name].append(samples / (time.perf_counter() - started))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {
-        "network": network,
-        "batch_size": batch_size,
-        "samples_per_example": per_example,
-        "samples_per_second": medians,
-        "all": rates,
-        # Ratios are taken within each repetition, then the median.
-        "engine / bare": statistics.median(
-            e / b for e, b in zip(rates["engine"], rates["bare"], strict=True)
-        ),
-        "sample_counts / bare": statistics.median(
-            s / b for s, b in zip(rates["sample_counts"], rates["bare"], strict=True)
-        ),
-        "engine / sample_counts": statistics.median(
-            e / s for e, s in zip(rates["engine"], rates["sample_counts"], strict=True)
-        ),
+    return way
+
+
+def measure(
+    mesh: Mesh,
+    name: str,
+    dtype: str,
+    batch_size: int,
+    samples_per_example: int,
+    seconds: float,
+    repetitions: int,
+) -> dict[str, Any]:
+    """Every figure of one network."""
+    net = steps.network(name, dtype)
+    programs = {
+        "bare calls": steps.bare_calls(mesh, net, batch_size),
+        LIMIT: steps.bare_loop(mesh, net, batch_size),
+        "noise": steps.noised_loop(mesh, net, batch_size),
+        "noise, counts": steps.counting_loop(mesh, net, batch_size),
     }
+    batches = common.calibrate(programs[LIMIT].way, seconds)
+    rows = programs[LIMIT].rows
+    # An example is as large as asked for, unless a repetition would then not hold five.
+    per_example = max(2, min(samples_per_example, batches * rows // 5))
+    ways = {label: program.way for label, program in programs.items()}
+    ways["sample_counts"] = steps.sampling_way(mesh, net, batch_size)
+    ways["engine"] = engine_way(mesh, net, batch_size, per_example)
+    for label in ("sample_counts", "engine"):  # compiles, and lets the engine find the length of its steps
+        ways[label](batches)
+    ways["engine"](batches)
+    rates = common.interleave(ways, dict.fromkeys(ways, batches), repetitions)
+    flops = steps.flops_per_sample(net)
+    peak, origin = steps.peak_flops(mesh, dtype, min(1.0, seconds))
+    limit = common.spread(rates[LIMIT])["median"]
+    return {
+        "network": name,
+        "dtype": dtype,
+        "batch_size": rows,
+        "batches_per_repetition": batches,
+        "samples_per_example": per_example,
+        "samples_per_second": {label: common.spread(values) for label, values in rates.items()},
+        "ratio_to_bare_loop": {label: common.ratio(values, rates[LIMIT]) for label, values in rates.items()},
+        "flops_per_sample": flops,
+        "flops_per_second": flops and flops * limit,
+        "peak_flops_per_second": peak,
+        "peak_is": origin,
+        "share_of_peak": flops * limit / peak if flops and peak else None,
+        "programs": {label: program.costs() for label, program in programs.items()},
+        "peak_memory_bytes": common.peak_memory(),
+    }
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """The line of the table."""
+    rates, ratios = result["samples_per_second"], result["ratio_to_bare_loop"]
+    share, flops = result["share_of_peak"], result["flops_per_second"]
+    temporary = result["programs"]["noise, counts"]["temp_bytes"]
+    return [
+        f"{result['network']}, {result['dtype']}, {result['batch_size']}",
+        common.show(rates[LIMIT], digits=1 if rates[LIMIT]["median"] < 100 else 0),
+        *(f"{ratios[label]['median']:.3f}" for label in rates if label != LIMIT),
+        f"{ratios['engine']['min']:.3f}..{ratios['engine']['max']:.3f}",
+        "unknown" if flops is None else f"{flops / 1e12:.3f}",
+        "unknown" if share is None else f"{100 * share:.0f}%",
+        "unknown" if temporary is None else f"{temporary / 2**20:,.1f}",
+    ]
 
 
 def main() -> None:
     """Measures, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", nargs="+", default=["cifar-resnet20"], help="names of networks")
-    parser.add_argument("--batch-size", type=int, default=256, help="rows over all devices together")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file to write")
-    options = parser.parse_args()
+    parser = common.parser(__doc__, repetitions=7, seconds=5.0)
+    parser.add_argument("--network", nargs="+", default=NETWORKS, help="names of networks")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[256], help="rows over all devices together"
+    )
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
+    parser.add_argument(
+        "--samples-per-example", type=int, default=100_100, help="of the engine; fewer if slow"
+    )
+    options = common.parse(parser, network=["digits-cnn"], batch_size=[16], samples_per_example=100)
     devices.use_every_core()
-    results = []
-    ratio_names = ["sample_counts / bare", "engine / bare", "engine / sample_counts"]
-    print("| network | bare | noise only | sample_counts | engine | " + " | ".join(ratio_names) + " |")
-    print("|---|---|---|---|---|---|---|---|")
-    for network in options.network:
-        result = measure(network, options.batch_size, options.seconds, options.repetitions)
-        results.append(result)
-        rates = [f"{rate:,.0f}" for rate in result["samples_per_second"].values()]  # type: ignore[attr-defined]
-        ratios = [f"{result[name]:.3f}" for name in ratio_names]
-        print("| " + " | ".join([network, *rates, *ratios]) + " |", flush=True)
-    if options.json:
-        report = {"machine": machine(), "command": vars(options) | {"json": None}, "results": results}
-        options.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    report = common.Report(options, common.machine())
+    mesh = devices.noise_mesh()
+    report.table(
+        "Samples per second on all devices together, median (min..max), and ratios to the bare loop",
+        [
+            "network, dtype, batch",
+            LIMIT,
+            "bare calls",
+            "+ noise",
+            "+ counts",
+            "sample_counts",
+            "engine",
+            "engine, min..max",
+            "TFLOP/s of the bare loop",
+            "of the peak",
+            "MiB per device",
+        ],
+    )
+    for name, dtype, batch_size in itertools.product(options.network, options.dtype, options.batch_size):
+        result = measure(
+            mesh, name, dtype, batch_size, options.samples_per_example, options.seconds, options.repetitions
+        )
+        report.add(result, row(result))
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

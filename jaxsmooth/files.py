@@ -36,13 +36,15 @@ def _flush_to_disk(file: IO[str]) -> None:
 
 
 @contextmanager
-def exclusive(path: epath.PathLike) -> Iterator[None]:
-    """Refuses a second run on the same folder; the lock goes when the process does.
+def exclusive(path: epath.PathLike, used: str, *, remove: bool = False) -> Iterator[None]:
+    """Refuses a second run on the same files; the lock goes when the process does.
 
     File systems without locks (buckets) are not protected.
 
     Args:
-        path: of the lock, a file in that folder; it is removed at the end.
+        path: of the lock, a file.
+        used: for the message, what is in use, such as "got runs/a: another run is writing there".
+        remove: whether to leave no file behind. Two runs that start just as a third one ends may then both go on.
 
     Raises:
         InputError: when another process holds it.
@@ -58,15 +60,14 @@ def exclusive(path: epath.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"out must not be in use, got {path.parent}: another run is writing there"
-            ) from None
+            raise InputError(f"out must not be in use, {used}") from None
         except (OSError, AttributeError):
             pass
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def check_same(

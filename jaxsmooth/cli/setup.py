@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 class SamplingOptions:
     """Which model, which examples, which devices."""
 
-    checkpoint: Path
-    """Checkpoint folder made by `jaxsmooth train`."""
+    checkpoint: Path | None = None
+    """Checkpoint folder made by `jaxsmooth train` or `jaxsmooth import-torch`."""
+    model: str | None = None
+    """Your own classifier instead, package.module:factory; needs --data and --sigma."""
+    inference_dtype: str = "float32"
+    """float32 or bfloat16: in which the network computes. The noise is added in float32 in both."""
     data: str | None = None
     """Data set; the one of the training if not given."""
     data_dir: Path | None = None
@@ -74,13 +78,18 @@ def set_up(options: SamplingOptions) -> SetUp:
 
     batch_size = machine.parse_batch_size(options.batch_size)
     mesh = devices.noise_mesh(options.num_devices, options.platform)
-    source, trained_sigma = sources.load_source(
-        options.checkpoint, options.data, options.split, options.data_dir
+    source, sigma = sources.load_source(
+        options.checkpoint,
+        options.data,
+        options.split,
+        options.data_dir,
+        model=options.model,
+        sigma=options.sigma,
+        inference_dtype=options.inference_dtype,
     )
     indices = sweep.choose_indices(
         len(source.labels), skip=options.skip, maximum=options.max, indices=options.indices
     )
     if batch_size is None:
         batch_size = devices.auto_batch_size(mesh, source.apply_fn, source.params, source.images(0).shape)
-    sigma = trained_sigma if options.sigma is None else options.sigma
     return SetUp(mesh, source, sigma, indices, batch_size)

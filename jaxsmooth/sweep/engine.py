@@ -69,30 +69,6 @@ class Procedure(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class FixedStages:
-    """Stages of fixed length, such as selection and estimation.
-
-    Attributes:
-        stages: number of samples of each.
-    """
-
-    stages: tuple[int, ...]
-
-    @property
-    def marks(self) -> tuple[int, ...]:
-        """Ends of the stages."""
-        return tuple(int(end) for end in np.cumsum(self.stages))
-
-    def horizon(self, stream: Stream) -> int:
-        """All samples, whatever the counts say."""
-        return self.marks[-1]
-
-    def finished(self, stream: Stream) -> bool:
-        """When all samples are in."""
-        return stream.received >= self.marks[-1]
-
-
 @dataclasses.dataclass
 class Usage:
     """What a sweep has used so far.

@@ -6,13 +6,10 @@ import json
 import platform
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from types import FrameType
 from typing import Any
 
 import jax
@@ -23,6 +20,7 @@ from jax.sharding import Mesh
 from jaxsmooth import certification, confidence, files, stopping, validation
 from jaxsmooth.noise import Gaussian
 from jaxsmooth.sampling import ApplyFn
+from jaxsmooth.signals import Signals
 from jaxsmooth.sweep import procedures, records
 from jaxsmooth.sweep.engine import Engine, Stream, Usage
 from jaxsmooth.validation import InputError
@@ -308,7 +306,10 @@ def certify_dataset(
     records.create(out, make_manifest(source, settings, len(indices), mesh, batch_size))
     indices = list(indices)[shard[0] :: shard[1]]
     name = f"{shard[0]:05d}-of-{shard[1]:05d}"
-    with _exclusive(out, name), _Signals() as signals:
+    lock = files.exclusive(
+        out / records.LOCKS / name, f"got {out}: another run is writing shard {name} there"
+    )
+    with lock, Signals() as signals:
         wanted = set(indices)
         records.set_damaged_aside(out)
         done = {row.index: row for row in records.read_results(out).rows if row.index in wanted}
@@ -432,53 +433,3 @@ def _read_partial(folder: epath.Path, engine: Engine, num_classes: int) -> dict[
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             continue
     return streams
-
-
-@contextmanager
-def _exclusive(folder: epath.Path, name: str) -> Iterator[None]:
-    """Refuses a second run on the same folder and shard; the lock goes when the process does.
-
-    File systems without locks (buckets) are not protected.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        yield
-        return
-    path = folder / records.LOCKS / name
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"out must not be in use, got {folder}: another run is writing shard {name} there"
-            ) from None
-        except (OSError, AttributeError):
-            pass
-        yield
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        self._restore()

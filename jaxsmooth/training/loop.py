@@ -6,7 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -241,8 +241,9 @@ def train(
         saved_at = time.monotonic()
 
     reading = batches.iterate(first_step, num_steps, options.num_workers)
-    # One process writes for all hosts, and it holds the lock.
-    lock = nullcontext() if jax.process_index() else files.exclusive(out / LOCK)
+    lock: AbstractContextManager[None] = nullcontext()
+    if jax.process_index() == 0:  # it writes for all hosts
+        lock = files.exclusive(out / LOCK, f"got {out}: another run is writing there", remove=True)
     with lock, Signals() as signals, closing(reading):
         for step, batch in enumerate(reading, start=first_step):
             images, labels = (jax.make_array_from_process_local_data(split, part) for part in batch)

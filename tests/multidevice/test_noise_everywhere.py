@@ -136,12 +136,12 @@ def is_near(params, inputs):
 
 @pytest.mark.parametrize("example", [0, 1, 1000])
 def test_key_of_an_example(example):
-    """Example i, sample j: a threefry2x32 normal of fold_in(fold_in(key(seed), i), j), up to a few roundings."""
+    """Example i, sample j: the noise of fold_in(fold_in(key(seed), i), j), up to a few roundings."""
     shape, sigma = (3, 7), 0.3
     key = jax.random.fold_in(jax.random.key(SEED, impl="threefry2x32"), example)
     x = example_x(shape, example)
     for j in (0, 1, 77):
-        direct = x + sigma * jax.random.normal(jax.random.fold_in(key, j), shape)
+        direct = x + sigma * Gaussian(1.0).sample(jax.random.fold_in(key, j), shape)
         for first_sample, hits in ((j, 1), (j + 1, 0)):
             counts = sample_counts(
                 key,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxsmooth import Gaussian, devices, sample_counts
-from jaxsmooth.sweep.engine import Engine, FixedStages
+from jaxsmooth.sweep.engine import Engine
+from jaxsmooth.sweep.procedures import FixedSize
 from tests.sweep import exact_model
 
 NOISE = Gaussian(0.5)
@@ -18,7 +19,7 @@ def make_engine(batch_size=64, num_devices=2, procedure=None, seed=3):
         exact_model.PARAMS,
         NOISE,
         seed=seed,
-        procedure=procedure or FixedStages((10, 333)),
+        procedure=procedure or FixedSize(Gaussian(0.5), 10, 333, 0.001, "two-sided"),
         images=exact_model.images,
         num_classes=exact_model.NUM_CLASSES,
         batch_size=batch_size,
