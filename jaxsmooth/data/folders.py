@@ -8,6 +8,7 @@ Names that begin with a dot are passed over; any other file that is not an image
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,14 +88,14 @@ def load(name: str, split: str) -> Dataset:
             f"got {place.path}, which {'has none' if place.path.is_dir() else 'is not there'}"
         )
     class_names, paths, labels = _listing(folder)
+    _check_same_classes(place.path, folder, class_names)
     images, hash_of_images = _images(place, folder, paths)
     known = statistics.published(class_names, tuple(images.shape[1:]))
     if known is None:
         trained = _split_folder(place.path, "train")
-        of_training = (
-            images if trained in (None, folder) else _images(place, trained, _listing(trained)[1])[0]
+        known = statistics.measured(
+            images if trained in (None, folder) else _lazy_images(place, _listing(trained)[1])
         )
-        known = statistics.measured(of_training)
     sizes = [f",{key}={size}" for key, size in place._asdict().items() if isinstance(size, int)]
     title = "".join([PREFIX, place.path.resolve().name, *sizes])
     return Dataset(
@@ -188,28 +189,45 @@ def _listing(folder: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
     return tuple(classes), paths, np.array(labels, np.int32)
 
 
-def _images(place: Place, folder: Path, paths: list[Path]):  # type: ignore[no-untyped-def]
+def _check_same_classes(path: Path, folder: Path, class_names: tuple[str, ...]) -> None:
+    """Refuses levels with different classes: the numbers of the labels would mean different things."""
+    for other in filter(None, (_split_folder(path, split) for split in SPLITS)):
+        found = {entry.name for entry in os.scandir(other) if entry.is_dir() and entry.name[0] != "."}
+        differing = sorted(found ^ set(class_names))
+        if differing:
+            raise InputError(
+                f"data must have the same classes in {folder} and {other}, got {differing[0]!r} in one of them only"
+            )
+
+
+def _images(
+    place: Place, folder: Path, paths: list[Path]
+) -> tuple[Pixels | LazyImages, Callable[[], str] | None]:
     """The images of some files, in memory when they are small, and what stands for them in a fingerprint."""
-
-    def read(index: int) -> np.ndarray:
-        return np.asarray(resize_and_crop(read_image(paths[index]), place.resize, place.crop))
-
-    def original(index: int) -> np.ndarray:
-        return np.asarray(read_image(paths[index]))
-
-    first = read(0).shape
+    lazy = _lazy_images(place, paths)
+    first = lazy.shape[1:]
     resized = (place.resize, place.crop) != (None, None)
     if not resized and max(first[:2]) <= _SMALL_SIDE and len(paths) * int(np.prod(first)) <= _MEMORY:
         raw = np.empty((len(paths), *first), np.uint8)
         for index, path in enumerate(paths):
-            image = read(index)
+            image = lazy.read(index)
             _check_size(path, image.shape[:2], paths[0], first[:2])
             raw[index] = image
         return Pixels(raw), None
     if place.crop is None:  # then sizes may differ; their headers tell without decoding
         for path in paths:
             _check_size(path, _size(path, place.resize), paths[0], first[:2])
-    return LazyImages(read, original, (len(paths), *first)), lambda: _hash_of_files(place, folder, paths)
+    return lazy, lambda: _hash_of_files(place, folder, paths)
+
+
+def _lazy_images(place: Place, paths: list[Path]) -> LazyImages:
+    def read(index: int) -> np.ndarray:
+        return np.asarray(resize_and_crop(read_image(paths[index]), place.resize, place.crop))
+
+    def original(index: int) -> np.ndarray:
+        return np.asarray(read_image(paths[index]))
+
+    return LazyImages(read, original, (len(paths), *read(0).shape))
 
 
 def _check_size(path: Path, size: tuple[int, ...], first_path: Path, first: tuple[int, ...]) -> None:

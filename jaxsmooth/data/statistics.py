@@ -47,13 +47,12 @@ def measured(images: Any) -> Statistics:
     Args:
         images: indexed like ``Dataset.images``.
     """
-    step = -(-len(images) // _MEASURED_IMAGES)
     count = total = squares = 0.0
-    for start in range(0, len(images), 64 * step):
-        batch = np.asarray(images[np.arange(start, min(start + 64 * step, len(images)), step)], np.float64)
-        count += batch[..., 0].size
-        total = total + batch.sum(axis=(0, 1, 2))
-        squares = squares + (batch**2).sum(axis=(0, 1, 2))
+    for index in range(0, len(images), -(-len(images) // _MEASURED_IMAGES)):
+        image = np.asarray(images[index], np.float64)
+        count += image[..., 0].size
+        total = total + image.sum(axis=(0, 1))
+        squares = squares + (image**2).sum(axis=(0, 1))
     mean = np.asarray(total / count)
     # A channel without contrast must not divide by zero.
     sd = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))

@@ -60,7 +60,7 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
         folder: the checkpoint folder.
         description: with ``step`` set; what depends on the weights is filled in here.
         model: all variables of the network.
-        optimizer: state of the optimizer, any pytree of arrays.
+        optimizer: state of the optimizer, any pytree of arrays; None when training is over.
     """
     folder = _absolute(folder)
     writes = jax.process_index() == 0  # Orbax is called by all processes of a job, the rest is for one
@@ -71,7 +71,8 @@ def save(folder: epath.PathLike, description: Description, model: nnx.State, opt
     try:
         if writes and target.exists():
             target.rmtree()
-        ocp.save_checkpointables(target, {"model": weights, "optimizer": jax.tree.leaves(optimizer)})
+        parts = {"model": weights} | ({} if optimizer is None else {"optimizer": jax.tree.leaves(optimizer)})
+        ocp.save_checkpointables(target, parts)
     except OSError as error:
         raise InputError(
             f"could not write {target}: {error.strerror or error}; earlier steps are intact"

@@ -202,18 +202,13 @@ def train(
     opt_state = optimizer.init(params)
     sums: dict[str, float] = {}
     first_step = 0
-    if checkpoints.exists(out):
-        existing = checkpoints.describe(out)
-        _check_same(out, existing, description)
+    if _is_resumed(out, description):
+        if checkpoints.describe(out).step >= num_steps:
+            return checkpoints.load_model(out)[0]
         state, opt_state = checkpoints.load_training(out, nnx.merge_state(params, rest), opt_state)
         params, rest = nnx.split_state(state, nnx.Param, ...)
+        existing = checkpoints.describe(out)
         first_step, sums = existing.step, dict(existing.sums)
-    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _BEFORE_A_CHECKPOINT):
-        raise InputError(
-            f"out must be a new, an empty or a checkpoint folder, got {out}, which holds something else"
-        )
-    if first_step >= num_steps:
-        return nnx.merge(graphdef, params, rest)
     step_fn = _make_step(graphdef, optimizer, options)
     split = NamedSharding(mesh, PartitionSpec(_BATCH_AXIS))
     params, rest, opt_state = _replicate((params, rest, opt_state), mesh)
@@ -238,7 +233,7 @@ def train(
             out,
             dataclasses.replace(description, step=step, sums=dict(sums)),
             nnx.merge_state(params, rest),
-            opt_state,
+            opt_state if step < num_steps else None,  # half of the size, and of no use any more
         )
         if jax.process_count() > 1:
             # One process writes the description: the others must find it when they look.
@@ -487,6 +482,18 @@ def _together(step: int, signal_number: int, old: bool) -> tuple[int, bool]:
         return 0, False
     said = multihost_utils.process_allgather(np.array([signal_number, old], np.int32))
     return int(said[:, 0].max()), bool(said[:, 1].max())
+
+
+def _is_resumed(out: epath.Path, description: checkpoints.Description) -> bool:
+    """Whether a folder holds an unfinished training of this description; refuses folders of anything else."""
+    if checkpoints.exists(out):
+        _check_same(out, checkpoints.describe(out), description)
+        return True
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _BEFORE_A_CHECKPOINT):
+        raise InputError(
+            f"out must be a new, an empty or a checkpoint folder, got {out}, which holds something else"
+        )
+    return False
 
 
 def _check_same(out: epath.Path, existing: checkpoints.Description, wanted: checkpoints.Description) -> None:

@@ -199,6 +199,14 @@ def test_an_empty_class_is_refused(tmp_path):
     refused(tmp_path, r"class without images: .*/train/eel is empty")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_splits_with_other_classes_are_refused(tmp_path, split):
+    """Labels count the classes of one split: they would mean other classes in the other."""
+    make(tmp_path)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "eel")
+    refused(tmp_path, r"the same classes in .* and .*, got 'cat' in one of them only", split)
+
+
 def test_files_that_are_not_images_are_refused(tmp_path):
     make(tmp_path)
     notes = tmp_path / "train" / "cat" / "notes.txt"

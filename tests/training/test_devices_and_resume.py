@@ -373,3 +373,10 @@ def test_two_hosts_give_the_losses_of_one(tmp_path):
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
     _, description = checkpoints.load_model(tmp_path / "two")
     assert description.step == 3
+
+
+def test_a_finished_training_leaves_weights_alone(whole):
+    """The state of the optimizer doubles the size and serves only to go on."""
+    (step,) = (whole[0] / "steps").iterdir()
+    assert (step / "model").is_dir()
+    assert not (step / "optimizer").exists()
