@@ -228,7 +228,7 @@ def make_manifest(
     source: Source, settings: Settings, num_examples: int, mesh: Mesh, batch_size: int
 ) -> records.Manifest:
     """The manifest of a sweep: what determines its certificates, and a description of this run."""
-    versions = {name: metadata.version(name) for name in ("jaxsmooth", "jax", "jaxlib", "numpy", "scipy")}
+    versions = {name: _version(name) for name in ("jaxsmooth", "jax", "jaxlib", "numpy", "scipy")}
     return records.Manifest(
         determines={
             "parameters": source.parameters,
@@ -254,6 +254,13 @@ def make_manifest(
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # used from its folder without being installed
+        return "not installed"
 
 
 def certify_dataset(
