@@ -13,7 +13,7 @@ from jaxsmooth.validation import InputError
 # One file per command, with a dataclass of its options (named after it: ImportTorch in import_torch.py) and
 # run(options).
 COMMANDS = {
-    "demo": "train, certify and report on handwritten digits, in about two minutes",
+    "demo": "train, certify and report on handwritten digits, in about half a minute",
     "prepare": "download a data set of tensorflow-datasets, once",
     "train": "train a network with Gaussian noise",
     "import-torch": "turn a published PyTorch checkpoint into a checkpoint folder",
