@@ -11,7 +11,7 @@ from jaxsmooth.cli import certify, report, train
 class Demo:
     """Train a small network on handwritten digits with noise, certify test images, report.
 
-    Takes about two minutes on two cores and downloads nothing. Starting it again uses what is there.
+    Takes about half a minute on two cores and downloads nothing. Starting it again uses what is there.
     """
 
     out: Path = Path("jaxsmooth-demo")
