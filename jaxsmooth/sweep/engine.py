@@ -25,9 +25,10 @@ from jaxsmooth.noise import Noise
 from jaxsmooth.sampling import ApplyFn, Segments
 from jaxsmooth.validation import InputError
 
-# A step is made long enough that starting it costs little (on a CPU some 20% of one batch, most of it for fresh pages
-# of memory), short enough to stop soon.
-_SECONDS_PER_STEP = 2.0
+# A step is made long enough that starting it costs little (on a CPU some 20% of one batch, for fresh pages of
+# memory), short enough to stop soon: so many batches, within these limits in seconds.
+_BATCHES_PER_STEP = 16
+_SECONDS_PER_STEP = (2.0, 6.0)
 _STEPS_IN_FLIGHT = 2
 _NUM_SLOTS = 32  # examples in one step
 _MAX_ROWS = 2**30
@@ -266,9 +267,11 @@ class Engine:
         return finished
 
     def _set_rows_per_step(self, rows: int, seconds: float) -> None:
-        """Aims the length of the next steps at a fixed time, in whole batches; at most doubles."""
+        """Sets the length of the next steps, in whole batches; at most doubles."""
         if rows < self._rows_per_step:  # a last, short step says little
             return
-        wanted = rows * _SECONDS_PER_STEP / max(seconds, 1e-6)
-        wanted = min(wanted, 2.0 * rows, _MAX_ROWS)
+        seconds_per_row = max(seconds, 1e-6) / rows
+        shortest, longest = _SECONDS_PER_STEP
+        wanted = max(shortest / seconds_per_row, _BATCHES_PER_STEP * self._batch_size)
+        wanted = min(wanted, longest / seconds_per_row, 2.0 * rows, _MAX_ROWS)
         self._rows_per_step = max(1, round(wanted / self._batch_size)) * self._batch_size
