@@ -1,7 +1,6 @@
 """``jaxsmooth certify``: the examples of a data set, certified into a results folder."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -107,15 +106,8 @@ def run(options: Certify) -> None:
         )
     except sweep.Interrupted as stop:
         bar.close()
-        print(
-            f"stopped by {stop}: {stop.progress.done} of {stop.progress.num_examples} examples are in {options.out}; "
-            "start the same command again to go on",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
-        sys.stdout.flush()
-        # Leaving at once: in a job, an ordinary exit would wait for the other processes.
-        os._exit(128 + stop.signal_number) if options.distributed else sys.exit(128 + stop.signal_number)
+        standing = f"{stop.progress.done} of {stop.progress.num_examples} examples are in {options.out}"
+        machine.leave_interrupted(stop.signal_number, standing, in_job=options.distributed)
     finally:
         bar.close()
     print(summary(progress, mesh.size, options.out))

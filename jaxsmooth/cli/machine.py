@@ -1,7 +1,10 @@
 """Set-up of JAX that the commands share."""
 
 import os
+import signal
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -49,3 +52,20 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 0 <= index < count:
         raise validation.InputError(f"shard must be i/n with 0 <= i < n, got {text}")
     return index, count
+
+
+def leave_interrupted(signal_number: int, standing: str, *, in_job: bool) -> NoReturn:
+    """Exits after SIGINT or SIGTERM, with the code that shells expect, and says how to go on.
+
+    Args:
+        signal_number: which signal.
+        standing: what has been done and where it is.
+        in_job: leave at once; an ordinary exit would wait for the other processes of a job.
+    """
+    name = signal.Signals(signal_number).name
+    print(f"stopped by {name}: {standing}; start the same command again to go on", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if in_job:
+        os._exit(128 + signal_number)
+    sys.exit(128 + signal_number)

@@ -1,7 +1,6 @@
 """``jaxsmooth train``: a network trained with Gaussian noise, as a checkpoint folder."""
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -118,15 +117,8 @@ def run(options: Train) -> None:
         loop.train(spec, dataset, settings, options.out, show, bar.update, options.num_devices)
     except loop.Interrupted as stop:
         bar.close()
-        print(
-            f"stopped by {stop}: step {stop.step} of {stop.num_steps} is in {options.out}; "
-            "start the same command again to go on",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
-        sys.stdout.flush()
-        # Leaving at once: in a job, an ordinary exit would wait for the other processes.
-        os._exit(128 + stop.signal_number) if options.distributed else sys.exit(128 + stop.signal_number)
+        standing = f"step {stop.step} of {stop.num_steps} is in {options.out}"
+        machine.leave_interrupted(stop.signal_number, standing, in_job=options.distributed)
     finally:
         bar.close()
     if last is None:
