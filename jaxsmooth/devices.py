@@ -142,6 +142,7 @@ def segment_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
     return step
 
 
+@lru_cache(maxsize=8)
 def _batch_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> Callable[..., jax.Array]:
     """Counts [noise shards, num_examples, num_classes] of one range of samples of every example of a batch."""
     num_shards = mesh.shape[NOISE_AXIS]
@@ -187,11 +188,6 @@ def _batch_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> Callable[...,
 @lru_cache(maxsize=8)
 def _cached_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> StepFn:
     return segment_step(mesh, apply_fn, batch_size)
-
-
-@lru_cache(maxsize=8)
-def _cached_batch_step(mesh: Mesh, apply_fn: ApplyFn, batch_size: int) -> Callable[..., jax.Array]:
-    return _batch_step(mesh, apply_fn, batch_size)
 
 
 def sharded_sample_counts(
@@ -243,7 +239,7 @@ def sharded_sample_counts(
         _check_batch(key, x, mesh, num_samples)
         by_example = NamedSharding(mesh, PartitionSpec(EXAMPLE_AXIS))
         keys, xs = jax.device_put((key, x), by_example)
-        step_fn = _cached_batch_step(mesh, apply_fn, batch_size)
+        step_fn = _batch_step(mesh, apply_fn, batch_size)
         counts = step_fn(
             keys, replicate(params, mesh), xs, noise, np.int32(first_sample), np.int32(num_samples)
         )

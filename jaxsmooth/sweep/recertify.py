@@ -135,7 +135,7 @@ def _unsupported_decisions(results: Results) -> list[int]:
         selected = int(np.argmax(selection_counts))
         said = [decision for decision in row.decisions if decision.verdict == VERDICTS[0]]
         claimed = max((decision.radius for decision in said), default=0.0)
-        if row.radius > claimed or row.prediction not in (ABSTAIN, selected):
+        if row.radius > claimed or row.prediction not in (ABSTAIN, selected if said else ABSTAIN):
             doubtful.append(row.index)
             continue
         for decision in said:
@@ -156,7 +156,9 @@ def _certified(rows: list[Row], told: Settings, alpha: float, bound: str) -> Ite
     by_num_samples: dict[int, list[Row]] = {}
     for row in rows:
         by_num_samples.setdefault(row.num_samples, []).append(row)
-    yield from by_num_samples.pop(0, [])  # left at their selection stage: nothing is claimed of them
+    if told.only_correct:
+        for row in by_num_samples.pop(0, []):  # left at its selection stage: its counts support nothing
+            yield dataclasses.replace(row, prediction=ABSTAIN, radius=0.0, p_a_lower=0.0, p_b_upper=1.0)
     for num_samples, group in by_num_samples.items():
         for start in range(0, len(group), _CHUNK):
             chunk = group[start : start + _CHUNK]

@@ -340,6 +340,35 @@ def test_decisions_that_claim_too_much_are_noticed(capsys, tmp_path):
     assert "1 rows claim more than their counts support (first: index 1)" in err
 
 
+def test_classes_without_a_decision_are_noticed(capsys, tmp_path):
+    early = make_early_folder(tmp_path / "early")
+    part = early / "parts" / "0.jsonl"
+    lines = part.read_text().splitlines()
+    for place, label in ((2, 0), (3, 0)):  # undecided, and left at its selection stage
+        assert '"prediction": -1' in lines[place]
+        lines[place] = lines[place].replace('"prediction": -1', f'"prediction": {label}')
+    part.write_text("\n".join(lines) + "\n")
+    _, err = report(capsys, early)
+    assert "2 rows claim more than their counts support (first: index 2)" in err
+
+
+def test_examples_left_at_their_selection_stage_support_nothing(capsys, tmp_path):
+    results = records.read_results(make_folder(tmp_path / "r"))
+    determines = {**results.manifest.determines, "only_correct": True}
+    left = dataclasses.replace(results.rows[0], counts={}, num_samples=0)  # still with its radius
+    records.create(tmp_path / "left", records.Manifest(determines, {}))
+    records.write_part(tmp_path / "left", "0", [left, *results.rows[1:]])
+    _, err = report(capsys, tmp_path / "left")
+    assert "1 rows claim more than their counts support (first: index 0)" in err
+
+
+def test_no_samples_are_a_mistake_unless_only_the_correct_were_sampled(tmp_path):
+    results = records.read_results(make_folder(tmp_path / "r"))
+    left = dataclasses.replace(results.rows[0], counts={}, num_samples=0)
+    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
+        recertify(records.Results(results.manifest, [left]))
+
+
 def test_an_unknown_rule_is_refused(capsys, tmp_path):
     early = make_early_folder(tmp_path / "early", stopping={"rule": "oracle"})
     with pytest.raises(InputError, match="does not know"):
@@ -350,7 +379,8 @@ def test_only_correct_with_a_fixed_number_can_be_certified_again(capsys, tmp_pat
     folder = make_folder(tmp_path / "r")
     results = records.read_results(folder)
     determines = {**results.manifest.determines, "only_correct": True}
-    left = dataclasses.replace(results.rows[2], prediction=-1, radius=0.0, counts={}, num_samples=0)
+    claims = {"prediction": -1, "radius": 0.0, "p_a_lower": 0.0, "p_b_upper": 1.0}
+    left = dataclasses.replace(results.rows[2], counts={}, num_samples=0, **claims)
     made = records.Results(records.Manifest(determines, {}), [*results.rows[:2], left])
     again = recertify(made, alpha=0.01)
     assert [row.num_samples for row in again.rows] == [1000, 1000, 0]
