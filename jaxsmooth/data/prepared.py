@@ -1,8 +1,9 @@
 """Data sets of tensorflow-datasets: prepared once, with TensorFlow, then read without it as ArrayRecord files.
 
 Examples come in the order of the original archives, not in the shuffled one on disk, so that "every 20th test
-image" means the images of the papers: CIFAR-10 and -100 by number; ImageNet by class, then file name, as torchvision's
-``ImageFolder`` lists them. MNIST, Fashion-MNIST and SVHN do not say where an image was; they keep the order on disk.
+image" means the images of the papers: CIFAR-10, CIFAR-100 and SVHN by number; ImageNet by class, then file name, as
+torchvision's ``ImageFolder`` lists them. MNIST and Fashion-MNIST do not say where an image was; they keep the order on
+disk.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ SOURCES = {
     "fashion-mnist": Source("fashion_mnist", statistics.FASHION_MNIST),
     "imagenet": Source("imagenet2012", statistics.IMAGENET, "validation", "file_name", 256, 224),
     "mnist": Source("mnist", statistics.MNIST),
-    "svhn": Source("svhn_cropped", statistics.SVHN),
+    "svhn": Source("svhn_cropped", statistics.SVHN, order_by="id"),
 }
 
 

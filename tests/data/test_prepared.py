@@ -100,6 +100,47 @@ def test_cifar10_comes_in_the_order_of_its_archive(data_dir):
     assert train.fingerprint != test.fingerprint == registry.load("cifar10", "test", data_dir).fingerprint
 
 
+@pytest.mark.parametrize("name", [name for name, source in prepared.SOURCES.items() if source.crop is None])
+def test_every_small_data_set_as_tensorflow_datasets_defines_it(tmp_path, name):
+    """Version, features and classes are those of the library's own builder; only the images are made up."""
+    import tensorflow_datasets as tfds
+
+    source = prepared.SOURCES[name]
+    real = tfds.builder(source.tfds_name, data_dir=tmp_path / "nothing", try_gcs=False)
+    features = dict(real.info.features)
+    label = features.pop("label")
+    height, width, channels = features["image"].shape
+
+    def examples(count):
+        for n in range(count):
+            example = {
+                "id": f"test_{n:06d}",
+                "coarse_label": n % 20,
+                "image": encoded(pixels(n, (height, width))[..., :channels].squeeze()),
+                "label": (7 * n) % label.num_classes,
+            }
+            yield {key: example[key] for key in (*features, "label")}
+
+    write(
+        tmp_path,
+        source.tfds_name,
+        features,
+        {"train": examples(3), "test": examples(25)},
+        [str(n) for n in range(label.num_classes)],
+        version=str(real.version),
+    )
+    test = registry.load(name, "test", tmp_path)
+    assert (test.name, test.shape, len(test.class_names)) == (name, (height, width, channels), label.num_classes)
+    expected = {
+        pixels(n, (height, width))[..., :channels].tobytes(): (7 * n) % label.num_classes for n in range(25)
+    }
+    assert [expected[image.tobytes()] for image in test.images.raw] == list(test.labels)
+    in_order = [image.tobytes() for image in test.images.raw] == list(expected)
+    # The archives of MNIST and Fashion-MNIST number nothing.
+    assert in_order == ("id" in features)
+    assert len(test.mean) == len(test.sd) == channels
+
+
 def test_greyscale_keeps_one_channel(data_dir):
     train = registry.load("mnist", "train", data_dir)
     assert train.shape == (28, 28, 1)
