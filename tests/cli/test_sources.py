@@ -3,6 +3,7 @@
 import sys
 import textwrap
 
+import equinox as eqx
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import nnx
 from jaxsmooth import Gaussian, InputError, sample_counts
 from jaxsmooth.cli import sources
 from jaxsmooth.models import registry
+from jaxsmooth.sweep import records
+from tests.cli.test_commands import call
 
 SHAPE = (8, 8, 1)
 
@@ -184,6 +187,28 @@ def test_other_mistakes(module, tmp_path):
         load(f"{name}:make", inference_dtype="bfloat16")
 
 
+def test_the_commands_take_a_model(module, capsys, tmp_path):
+    """Certified, resumed and predicted; other weights under the same name are not mixed into the folder."""
+    name = module(PLAIN)
+    model = ["--model", f"{name}:make", "--data", "digits", "--sigma", 0.25, "--num-samples", 200]
+    out = tmp_path / "results"
+    assert call(capsys, "certify", *model, "--out", out, "--max", 2)[0] == 0
+    code, said, _ = call(capsys, "certify", *model, "--out", out, "--max", 3)
+    assert (code, [row.index for row in records.read_results(out).rows]) == (0, [0, 1, 2])
+    assert records.read_results(out).manifest.determines["model"] == f"{name}:make"
+    assert said.startswith("certified 1 example")
+    code, said, _ = call(capsys, "predict", *model, "--max", 2)
+    assert (code, said.count("\n")) == (0, 3)
+    sys.modules[name].make = lambda: (sys.modules[name].apply_fn, np.ones((64, 10), np.float32))
+    code, said, err = call(capsys, "certify", *model, "--out", out, "--max", 4)
+    assert (code, said, err.count("\n")) == (2, "", 1)
+    assert "parameters" in err
+    assert len(records.read_results(out).rows) == 3
+    code, said, err = call(capsys, "certify", "--model", f"{name}:none", *model[2:], "--out", tmp_path / "n")
+    assert (code, said, err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "n").exists()
+
+
 def check_counts(apply_fn, params):
     """The one call that users make; every sample is counted for some class."""
     counts = sample_counts(
@@ -219,7 +244,6 @@ def test_one_line_for_linen():
 
 
 def test_one_line_for_equinox():
-    eqx = pytest.importorskip("equinox")
     linear = eqx.nn.Linear(64, 10, key=jax.random.key(0))
     model = eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), linear])
     params, static = eqx.partition(model, eqx.is_array)

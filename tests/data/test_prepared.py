@@ -130,7 +130,11 @@ def test_every_small_data_set_as_tensorflow_datasets_defines_it(tmp_path, name):
         version=str(real.version),
     )
     test = registry.load(name, "test", tmp_path)
-    assert (test.name, test.shape, len(test.class_names)) == (name, (height, width, channels), label.num_classes)
+    assert (test.name, test.shape, len(test.class_names)) == (
+        name,
+        (height, width, channels),
+        label.num_classes,
+    )
     expected = {
         pixels(n, (height, width))[..., :channels].tobytes(): (7 * n) % label.num_classes for n in range(25)
     }
