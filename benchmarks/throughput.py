@@ -72,8 +72,8 @@ def measure(
     }
     batches = common.calibrate(programs[LIMIT].way, seconds)
     rows = programs[LIMIT].rows
-    # An example is as large as asked for, unless a repetition would then not hold five.
-    per_example = max(2, min(samples_per_example, batches * rows // 5))
+    # An example is as large as asked for, unless a repetition would then not hold four; four fill their batches.
+    per_example = max(2, min(samples_per_example, batches * rows // 4))
     ways = {label: program.way for label, program in programs.items()}
     ways["sample_counts"] = steps.sampling_way(mesh, net, batch_size)
     ways["engine"] = engine_way(mesh, net, batch_size, per_example)
