@@ -110,14 +110,16 @@ def test_every_small_data_set_as_tensorflow_datasets_defines_it(tmp_path, name):
     features = dict(real.info.features)
     label = features.pop("label")
     height, width, channels = features["image"].shape
+    images = [pixels(n, (height, width))[..., :channels] for n in range(25)]
+    labels = [(7 * n) % label.num_classes for n in range(25)]
 
     def examples(count):
         for n in range(count):
             example = {
                 "id": f"test_{n:06d}",
                 "coarse_label": n % 20,
-                "image": encoded(pixels(n, (height, width))[..., :channels].squeeze()),
-                "label": (7 * n) % label.num_classes,
+                "image": encoded(images[n].squeeze()),
+                "label": labels[n],
             }
             yield {key: example[key] for key in (*features, "label")}
 
@@ -135,9 +137,7 @@ def test_every_small_data_set_as_tensorflow_datasets_defines_it(tmp_path, name):
         (height, width, channels),
         label.num_classes,
     )
-    expected = {
-        pixels(n, (height, width))[..., :channels].tobytes(): (7 * n) % label.num_classes for n in range(25)
-    }
+    expected = {image.tobytes(): number for image, number in zip(images, labels, strict=True)}
     assert [expected[image.tobytes()] for image in test.images.raw] == list(test.labels)
     in_order = [image.tobytes() for image in test.images.raw] == list(expected)
     # The archives of MNIST and Fashion-MNIST number nothing.
