@@ -32,13 +32,14 @@ def flops_per_sample(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program, those of inner programs (jit, custom derivatives) included."""
+    """All equations of a program, those of inner programs (jit, custom derivatives, all branches) included."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+            for part in value if isinstance(value, tuple) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 def _flops(equation: Any) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxsmooth.models import products
 from jaxsmooth.models.layers import ConvNorm, Normalize, batch_norm, convolution
 
 
@@ -71,7 +72,7 @@ class DenseNet(nnx.Module):
             for layer in block:
                 x = layer(x)
         x = nnx.relu(self.norm(x))
-        return self.linear(jnp.mean(x, axis=(1, 2)))
+        return self.linear(products.mean_pool(x))
 
 
 cifar_densenet40 = partial(DenseNet, blocks=(6, 6, 6), growth=12)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxsmooth import validation
-from jaxsmooth.models import densenet, resnet, vit, wide_resnet
+from jaxsmooth.models import densenet, products, resnet, vit, wide_resnet
 from jaxsmooth.models.digits_cnn import DigitsCNN
 from jaxsmooth.models.layers import fold_batch_norm
 from jaxsmooth.models.lenet import LeNet
@@ -140,6 +140,8 @@ def evaluation_view(model: nnx.Module) -> nnx.Module:
 def inference(model: nnx.Module, dtype: str = "float32") -> Inference:
     """A network in evaluation mode with its batch normalisation folded into the convolutions, for certification.
 
+    On a CPU convolutions in bfloat16 become matrix products where these are faster (:mod:`jaxsmooth.models.products`).
+
     The certificate is about the function that ran, so its arithmetic is pinned: "float32" asks for the highest
     precision of convolutions and matrix products (otherwise GPUs use TF32 and TPUs bfloat16 for them); "bfloat16"
     casts the parameters here and the inputs inside ``apply_fn``, after the noise was added in float32. Folding, the
@@ -156,7 +158,9 @@ def inference(model: nnx.Module, dtype: str = "float32") -> Inference:
         InputError: for another dtype.
     """
     validation.check_choice("inference_dtype", dtype, DTYPES)
-    graphdef, params = nnx.split(evaluation_view(fold_batch_norm(model)))
+    folded = fold_batch_norm(model)
+    products.use_products(folded)
+    graphdef, params = nnx.split(evaluation_view(folded))
     compute = jnp.dtype(dtype)
     precision = "highest" if dtype == "float32" else "default"
 

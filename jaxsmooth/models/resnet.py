@@ -3,9 +3,9 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from jaxsmooth.models import products
 from jaxsmooth.models.layers import ConvNorm, Normalize
 
 
@@ -91,10 +91,10 @@ class ResNet(nnx.Module):
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
         x = nnx.relu(self.stem(self.normalize(x)))
         if self.large_stem:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = products.max_pool(x, 3, stride=2, padding=1)
         for block in self.blocks:
             x = block(x)
-        return self.linear(jnp.mean(x, axis=(1, 2)))
+        return self.linear(products.mean_pool(x))
 
 
 def _cifar(depth: int) -> partial[ResNet]:

@@ -3,9 +3,9 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from jaxsmooth.models import products
 from jaxsmooth.models.layers import ConvNorm, Normalize, batch_norm, convolution
 
 
@@ -73,7 +73,7 @@ class WideResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = nnx.relu(self.norm(x))
-        return self.linear(jnp.mean(x, axis=(1, 2)))
+        return self.linear(products.mean_pool(x))
 
 
 wide_resnet28_10 = partial(WideResNet, depth=28, widen=10)

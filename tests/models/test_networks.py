@@ -138,7 +138,7 @@ def test_precision_is_pinned(name):
     assert all(dtypes == {"bfloat16"} for dtypes, _ in found)
 
 
-@pytest.mark.parametrize("name", ["wide residual, depth 10", "transformer, 2 blocks"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_the_same_network_to_its_rounding(name):
     model, shape = make(name)
     inputs = random_weights.images(4, shape)
