@@ -21,6 +21,9 @@ from jaxsmooth.training import checkpoints
 from jaxsmooth.training.loop import check_fits
 from jaxsmooth.validation import InputError
 
+# Logits in bfloat16 differ from those in float32 by about a hundredth of the largest, in all our networks.
+_ROUNDING = 0.1
+
 
 class Classifier(NamedTuple):
     """A classifier, whoever made it.
@@ -30,12 +33,14 @@ class Classifier(NamedTuple):
         params: as there.
         name: for the manifest.
         fingerprint: of ``params``.
+        exact: the same network in float32, where this one computes in less.
     """
 
     apply_fn: ApplyFn
     params: Any
     name: str
     fingerprint: str
+    exact: model_registry.Inference | None = None
 
 
 def load_source(
@@ -78,6 +83,7 @@ def load_source(
             *model_registry.inference(network, inference_dtype),
             name=description.model.name,
             fingerprint=description.fingerprint,
+            exact=_exact(network, inference_dtype),
         )
     else:
         assert model is not None
@@ -90,6 +96,7 @@ def load_source(
         classifier = load_user_model(model, inference_dtype)
         dataset = data_registry.load(data, split, data_dir)
         _check_user_model(classifier, dataset)
+    _check_rounding(classifier, dataset)
     source = Source(
         apply_fn=classifier.apply_fn,
         params=classifier.params,
@@ -134,8 +141,10 @@ def load_user_model(place: str, inference_dtype: str = "float32") -> Classifier:
         made = factory()
     except Exception as error:  # the user's code may raise anything
         raise InputError(f"model {place} could not be made: {_reason(error)}") from error
+    exact = None
     if isinstance(made, nnx.Module):
         apply_fn, params = model_registry.inference(made, inference_dtype)
+        exact = _exact(made, inference_dtype)
     elif isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
         apply_fn, params = made
         if inference_dtype != "float32":
@@ -153,7 +162,11 @@ def load_user_model(place: str, inference_dtype: str = "float32") -> Classifier:
                 f"model {place} must return params of arrays only, got {type(leaf).__name__} at "
                 f"params{jax.tree_util.keystr(path)}"
             )
-    return Classifier(apply_fn, params, place, model_registry.fingerprint(params))
+    return Classifier(apply_fn, params, place, model_registry.fingerprint(params), exact)
+
+
+def _exact(network: nnx.Module, inference_dtype: str) -> model_registry.Inference | None:
+    return None if inference_dtype == "float32" else model_registry.inference(network)
 
 
 def _check_user_model(classifier: Classifier, dataset: Dataset) -> None:
@@ -189,6 +202,27 @@ def _check_user_model(classifier: Classifier, dataset: Dataset) -> None:
             f"model {classifier.name} must treat each row on its own, got logits that change with "
             + ("the other rows" if same_everywhere else "the row's place in the batch")
             + "; is it in evaluation mode?"
+        )
+
+
+def _check_rounding(classifier: Classifier, dataset: Dataset) -> None:
+    """Refuses a network whose logits in a lower precision are not those in float32, to what rounding explains.
+
+    XLA has been seen to return numbers without meaning in bfloat16, finite ones among them.
+    """
+    if classifier.exact is None:
+        return
+    noise = np.random.default_rng(0).normal(0.0, 0.25, (4, *dataset.shape))
+    rows = jnp.asarray(np.asarray(dataset.images[0], np.float32) + noise, jnp.float32)
+    expected = np.asarray(jax.jit(classifier.exact.apply_fn)(classifier.exact.params, rows))
+    actual = np.asarray(jax.jit(classifier.apply_fn)(classifier.params, rows))
+    known = np.isfinite(expected)
+    largest = np.max(np.abs(expected), where=known, initial=0.0)
+    off = np.max(np.abs(actual - expected), where=known, initial=0.0)  # NaN where only `actual` is
+    if not off <= _ROUNDING * largest:
+        raise InputError(
+            f"inference_dtype must be float32 for model {classifier.name} on this device, got bfloat16, whose logits "
+            f"are off by {off:.3g}, the largest being {largest:.3g}"
         )
 
 

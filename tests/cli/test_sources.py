@@ -209,6 +209,33 @@ def test_the_commands_take_a_model(module, capsys, tmp_path):
     assert not (tmp_path / "n").exists()
 
 
+WRONG_IN_BFLOAT16 = """
+    import jax.numpy as jnp
+    from flax import nnx
+
+    class Wrong(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            logits = self.linear(x.reshape(len(x), -1))
+            return logits if x.dtype == jnp.float32 else jnp.full_like(logits, {})
+"""
+
+
+@pytest.mark.parametrize("wrong", ["jnp.nan", "jnp.inf", "1e4", "0"])
+def test_logits_that_rounding_does_not_explain_are_refused(wrong, module, capsys, tmp_path):
+    """As if a compiler had made a mistake that it does not make in float32."""
+    name, out = module(WRONG_IN_BFLOAT16.format(wrong)), tmp_path / "results"
+    command = ["certify", "--model", f"{name}:Wrong", "--data", "digits", "--sigma", 0.25, "--out", out]
+    command += ["--num-samples", 100, "--max", 1]
+    code, said, err = call(capsys, *command, "--inference-dtype", "bfloat16")
+    assert (code, said, err.count("\n")) == (2, "", 1)
+    assert f"inference_dtype must be float32 for model {name}:Wrong on this device, got bfloat16" in err
+    assert not out.exists()
+    assert call(capsys, *command)[0] == 0
+
+
 def check_counts(apply_fn, params):
     """The one call that users make; every sample is counted for some class."""
     counts = sample_counts(

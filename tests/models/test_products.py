@@ -138,7 +138,7 @@ def test_a_convolution_over_one_dimension():
 
 
 def test_matrix_products_accumulate_in_float32():
-    """In bfloat16 a sum of ones ends at 256. (XLA may accumulate in float32 without being asked.)"""
+    """In bfloat16 a sum of ones ends at 256; XLA may accumulate in float32 without being asked."""
     left, right = jnp.ones((2, 600), jnp.bfloat16), jnp.ones((600, 3), jnp.bfloat16)
     function = partial(products.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
     actual = function(left, right)
