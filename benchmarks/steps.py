@@ -308,15 +308,6 @@ def sampling_way(mesh: Mesh, net: Network, batch_size: int) -> common.Way:
 # ---- arithmetic
 
 
-def flops_per_sample(net: Network, rows: int = 16) -> float | None:
-    """Floating-point operations of the forward pass, as XLA counts them before it optimises anything."""
-    inputs = jax.ShapeDtypeStruct((rows, *net.shape), jnp.float32)
-    lowered = jax.jit(net.apply_fn).lower(net.params, inputs)
-    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
-    flops = (analysis or {}).get("flops")
-    return flops / rows if flops else None
-
-
 def peak_flops(mesh: Mesh, dtype: str, seconds: float = 1.0) -> tuple[float | None, str]:
     """FLOP/s that all devices of a mesh could do together, and where the figure comes from.
 
@@ -340,7 +331,8 @@ def _matmul_flops(mesh: Mesh, dtype: str, seconds: float) -> float:
     weights = devices.replicate(jnp.asarray(rng.normal(size=(size, size)) / size**0.5, dtype), mesh)
 
     def body(value: jax.Array, batch: jax.Array, _: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.where(batch == 0, weights, value) @ weights
+        value = jnp.where(batch == 0, weights, value)
+        return jnp.dot(value, weights, preferred_element_type=jnp.float32).astype(dtype)
 
     carry = jax.ShapeDtypeStruct((size, size), dtype)
     program = _loop(mesh, mesh.size, body, carry, weights, specs=(_EVERYWHERE,))

@@ -14,6 +14,7 @@ import steps
 from jax.sharding import Mesh
 
 from jaxsmooth import Gaussian, devices
+from jaxsmooth.models import cost
 from jaxsmooth.sweep import procedures
 from jaxsmooth.sweep.engine import Engine
 
@@ -81,7 +82,7 @@ def measure(
         ways[label](batches)
     ways["engine"](batches)
     rates = common.interleave(ways, dict.fromkeys(ways, batches), repetitions)
-    flops = steps.flops_per_sample(net)
+    flops = cost.flops_per_sample(net.model, net.shape)
     peak, origin = steps.peak_flops(mesh, dtype, min(1.0, seconds))
     limit = common.spread(rates[LIMIT])["median"]
     return {
@@ -93,10 +94,10 @@ def measure(
         "samples_per_second": {label: common.spread(values) for label, values in rates.items()},
         "ratio_to_bare_loop": {label: common.ratio(values, rates[LIMIT]) for label, values in rates.items()},
         "flops_per_sample": flops,
-        "flops_per_second": flops and flops * limit,
+        "flops_per_second": flops * limit,
         "peak_flops_per_second": peak,
         "peak_is": origin,
-        "share_of_peak": flops * limit / peak if flops and peak else None,
+        "share_of_peak": flops * limit / peak if peak else None,
         "programs": {label: program.costs() for label, program in programs.items()},
         "peak_memory_bytes": common.peak_memory(),
     }
@@ -112,7 +113,7 @@ def row(result: dict[str, Any]) -> list[str]:
         common.show(rates[LIMIT], digits=1 if rates[LIMIT]["median"] < 100 else 0),
         *(f"{ratios[label]['median']:.3f}" for label in rates if label != LIMIT),
         f"{ratios['engine']['min']:.3f}..{ratios['engine']['max']:.3f}",
-        "unknown" if flops is None else f"{flops / 1e12:.3f}",
+        f"{flops / 1e12:.3f}",
         "unknown" if share is None else f"{100 * share:.0f}%",
         "unknown" if temporary is None else f"{temporary / 2**20:,.1f}",
     ]

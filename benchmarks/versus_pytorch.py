@@ -8,6 +8,7 @@ take turns, and the one that waits does nothing.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -137,11 +138,11 @@ def variants(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def measure(side: Side, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of one network."""
+def measure(side: Side, name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Every figure of one network with one batch size."""
     mesh = devices.noise_mesh()
     net = steps.network(name)
-    rows = steps.rows_per_device(options.batch_size, mesh) * mesh.size
+    rows = steps.rows_per_device(batch_size, mesh) * mesh.size
     differences = load(side, net, rows)
     ways: dict[str, common.Way] = {}
     prepared = {}
@@ -180,14 +181,18 @@ def main() -> None:
     """Measures, prints a table, writes JSON."""
     parser = common.parser(__doc__, repetitions=7, seconds=5.0)
     parser.add_argument("--network", nargs="+", default=["cifar-resnet20", "cifar-resnet110", "resnet50"])
-    parser.add_argument("--batch-size", type=int, default=256, help="rows over all devices together")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[256], help="rows over all devices together"
+    )
     parser.add_argument(
         "--dtype", nargs="+", default=["float32", "bfloat16"], help="of the best ways and of ours"
     )
     parser.add_argument("--compile", default="default", help="mode of torch.compile, or off")
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--verbose", action="store_true", help="show what the PyTorch process says")
-    options = common.parse(parser, network=["cifar-resnet20"], batch_size=8, compile="off", dtype=["float32"])
+    options = common.parse(
+        parser, network=["cifar-resnet20"], batch_size=[8, 16], compile="off", dtype=["float32"]
+    )
     devices.use_every_core()
     side = Side(options.torch_python, options.verbose)
     platform = jax.local_devices()[0].platform
@@ -202,12 +207,20 @@ def main() -> None:
         ["network, batch", "way", "samples/s", "ratio", "least ratio", "most", "logits agree to"],
     )
     try:
-        for name in options.network:
-            result = measure(side, name, options)
-            report.add_rows(result, rows_of(result))
+        results = []
+        for name, batch_size in itertools.product(options.network, options.batch_size):
+            results.append(measure(side, name, batch_size, options))
+            report.add_rows(results[-1], rows_of(results[-1]))
             jax.clear_caches()
     finally:
         side.close()
+    if len(options.batch_size) > 1:
+        report.table(
+            "Every way with the batch that suits it best, and ratio to the usual loop with the batch that suits that",
+            ["network", "way", "best batch", "samples/s", "ratio"],
+        )
+        for name in options.network:
+            report.add_rows({"network": name, "best": True}, best_of(results, name))
 
 
 def rows_of(result: dict[str, Any]) -> list[list[str]]:
@@ -231,6 +244,19 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
                 [f"{result['network']}, {result['batch_size']}", label, prepared["reason"], "", "", "", agree]
             )
     return lines
+
+
+def best_of(results: list[dict[str, Any]], network: str) -> list[list[str]]:
+    """The lines of the second table for a network: medians, each of the batch where it is largest."""
+    best: dict[str, tuple[float, int]] = {}
+    for result in results:
+        if result["network"] == network:
+            for label, rate in result["samples_per_second"].items():
+                best[label] = max(best.get(label, (0.0, 0)), (rate["median"], result["batch_size"]))
+    return [
+        [network, label, str(batch), f"{rate:,.{1 if rate < 100 else 0}f}", f"{rate / best[USUAL][0]:.2f}"]
+        for label, (rate, batch) in best.items()
+    ]
 
 
 if __name__ == "__main__":
