@@ -19,6 +19,7 @@ PROGRAMS = [
     "certified_accuracy",
     "noise",
     "throughput",
+    "convolutions",
     "samples_to_decide",
 ]
 
