@@ -218,7 +218,8 @@ def _check_rounding(classifier: Classifier, dataset: Dataset) -> None:
     actual = np.asarray(jax.jit(classifier.apply_fn)(classifier.params, rows))
     known = np.isfinite(expected)
     largest = np.max(np.abs(expected), where=known, initial=0.0)
-    off = np.max(np.abs(actual - expected), where=known, initial=0.0)  # NaN where only `actual` is
+    with np.errstate(invalid="ignore"):
+        off = np.max(np.abs(actual - expected), where=known, initial=0.0)  # NaN where only `actual` is
     if not off <= _ROUNDING * largest:
         raise InputError(
             f"inference_dtype must be float32 for model {classifier.name} on this device, got bfloat16, whose logits "

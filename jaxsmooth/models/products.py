@@ -1,4 +1,4 @@
-"""Layers in the form that XLA computes fastest on a CPU, and the same function as ever.
+"""Layers in the form that XLA computes fastest, and rightly, on a CPU: the same function as ever.
 
 There XLA hands every convolution to a library that computes in float32 whatever the dtype, but matrix products to
 others, which use the processor's bfloat16 instructions. GPUs and TPUs get the stock operations.
@@ -36,12 +36,15 @@ def use_products(model: nnx.Module) -> None:
 
 
 def dot_general(left: jax.Array, right: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-    """``lax.dot_general``, accumulated in float32, in the dtype of its operands.
+    """``lax.dot_general``, accumulated in float32, in the dtype of its operands unless another is asked for.
 
     XLA's CPU libraries take bfloat16 operands only with a float32 result (jax 0.10); elsewhere this changes nothing.
     """
-    options["preferred_element_type"] = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(left, right, dimension_numbers, **options).astype(left.dtype)
+    result = options.pop("preferred_element_type", None) or left.dtype
+    wide = jnp.promote_types(result, jnp.float32)
+    return lax.dot_general(left, right, dimension_numbers, preferred_element_type=wide, **options).astype(
+        result
+    )
 
 
 def conv_general_dilated(

@@ -145,6 +145,8 @@ def test_matrix_products_accumulate_in_float32():
     assert actual.dtype == jnp.bfloat16
     assert "(tensor<2x600xbf16>, tensor<600x3xbf16>) -> tensor<2x3xf32>" in lowered(function, left, right)
     np.testing.assert_array_equal(actual, np.full((2, 3), 600))
+    asked_for = function(left, right, preferred_element_type=jnp.float32)
+    assert asked_for.dtype == jnp.float32
 
 
 def test_layers_with_a_function_of_their_own_keep_it():
